@@ -1,0 +1,51 @@
+# make demo and make test need nothing but Python 3.11+ and a C++ compiler.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PIP_OPTIONS ?=
+BIN := $(VENV)/bin
+NATIVE_SOURCES := CMakeLists.txt $(shell find extensions -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo demo-gates test cuda lint typecheck clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## Make the virtual environment and install the package in it, editable
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@echo "[install] virtual environment $(VENV), about 2 minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	@echo "[install] torch (the version of constraints.txt)"
+	$(BIN)/python -m pip install --progress-bar on $(PIP_OPTIONS) -c constraints.txt torch
+	@echo "[install] cgspn, its dependencies and its native library"
+	$(BIN)/python -m pip install --progress-bar on $(PIP_OPTIONS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m cgspn.env
+	@touch $@
+
+demo: install  ## Draw scenes, train a teacher, distil a student, write the report (about 8 minutes on 2 cores)
+	@$(BIN)/python tools/demo.py
+
+demo-gates: install  ## Run the demo with three seeds and check its gates (about 20 minutes on 2 cores)
+	@$(BIN)/python tools/demo.py --seeds 0 1 2 --check
+
+test: install cuda  ## Compile the CUDA sources where nvcc is, then run all tests
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+cuda: install  ## Compile the CUDA sources for every supported architecture, if nvcc is there
+	@if command -v nvcc > /dev/null; then \
+	  echo "[cuda] compiling the CUDA sources, up to 4 minutes the first time"; \
+	  PATH="$(abspath $(BIN)):$$PATH" tools/build_native.sh build/cuda ON; \
+	else echo "[cuda] nvcc not found: CUDA sources not compiled"; fi
+
+lint: install  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install  ## Check types
+	$(BIN)/mypy
+
+clean:  ## Remove the virtual environment and build products; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
