@@ -1,0 +1,5 @@
+"""Blocks: norm, residual and MLP around one operator."""
+
+from cgspn.blocks.vit_block import ViTBlock
+
+__all__ = ["ViTBlock"]

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PatchEmbed(nn.Module):
+    """Turns an image into a grid of tokens, one linear layer on every patch.
+
+    Sizes that are no multiple of the patch are padded with zeros at the bottom and the right.
+
+    Args:
+        patch_size: Side of a patch in pixels.
+        in_chans: Channels of the image.
+        embed_dim: Channels C of a token.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(embed_dim, in_chans, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.zeros(embed_dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, in_chans, height, width) to (B, ceil(height / patch), ceil(width / patch), C)."""
+        p = self.patch_size
+        pad_bottom, pad_right = -images.shape[2] % p, -images.shape[3] % p
+        if pad_bottom or pad_right:
+            images = F.pad(images, (0, pad_right, 0, pad_bottom))
+        B, K, height, width = images.shape
+        # A product on gathered patches gives (B, H, W, C) at once; a convolution would give it transposed.
+        patches = images.reshape(B, K, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
