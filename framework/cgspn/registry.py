@@ -62,7 +62,9 @@ class Registry(mmengine.Registry):
         signature = inspect.signature(target)
         unknown = defaults.keys() - signature.parameters.keys()
         if unknown:
-            raise ValueError(f"Preset {name!r} sets {sorted(unknown)}, which {target.__name__} does not take.")
+            raise ValueError(
+                f"Preset {name!r} sets {sorted(unknown)}, which {target.__name__} does not take."
+            )
         parameters = [p.replace(default=defaults.get(n, p.default)) for n, p in signature.parameters.items()]
         preset.__name__ = preset.__qualname__ = name
         preset.__doc__ = target.__doc__
@@ -161,9 +163,13 @@ BLOCKS = Registry("block", locations=["cgspn.blocks"], context=("dim", "num_head
 HEADS = Registry("head", locations=["cgspn.backbones.heads"], context=("dim", "num_heads"))
 BACKBONES = Registry("backbone", locations=["cgspn.backbones"])
 TEACHERS = Registry("teacher", locations=["cgspn.teachers"])
+DECODERS = Registry(
+    "decoder", locations=["cgspn.segmentation.decoders"], context=("in_channels", "num_classes")
+)
 
 OperatorConfig = Annotated[Mapping[str, Any], OPERATORS]
 BlockConfig = Annotated[Mapping[str, Any], BLOCKS]
 HeadConfig = Annotated[Mapping[str, Any], HEADS]
 BackboneConfig = Annotated[Mapping[str, Any], BACKBONES]
 TeacherConfig = Annotated[Mapping[str, Any], TEACHERS]
+DecoderConfig = Annotated[Mapping[str, Any], DECODERS]
