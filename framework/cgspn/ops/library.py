@@ -1,0 +1,97 @@
+"""Loading of the native library and the answer to "what is active, and why not?"."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FORCE_REFERENCE = "CGSPN_REFERENCE"
+LIBRARY_DIR = "CGSPN_LIBRARY_DIR"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the native kernels of one device are active.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        path: The loaded library, or None.
+        reason: Why it is not active; empty if it is.
+    """
+
+    device: str
+    path: Path | None
+    reason: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether operators on this device run native kernels."""
+        return self.path is not None
+
+
+@functools.cache
+def load() -> dict[str, Status]:
+    """Loads what can be loaded, once, and returns the status per device type."""
+    cpu = _load("cpu", "_C")
+    if torch.version.cuda is None:
+        cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
+    elif not cpu.active:
+        cuda = Status("cuda", None, f"needs the CPU library ({cpu.reason})")
+    else:
+        cuda = _load("cuda", "_C_cuda")
+    return {"cpu": cpu, "cuda": cuda}
+
+
+def active(device: torch.device) -> bool:
+    """Whether the native operators run on ``device``; warns once where the reference runs instead."""
+    status = load().get(device.type)
+    if status is None or status.active:
+        return status is not None
+    if not torch.compiler.is_compiling():
+        _warn_once(f"cgspn runs the plain PyTorch reference on {device.type}, slowly: {status.reason}.")
+    return False
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def _load(device: str, name: str) -> Status:
+    if os.environ.get(FORCE_REFERENCE, "0") not in ("", "0"):
+        return Status(device, None, f"{FORCE_REFERENCE} is set")
+    path = _find(name)
+    if path is None:
+        return Status(device, None, _build_reason(device))
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return Status(device, None, f"{path} does not load: {str(error).splitlines()[0]}")
+    return Status(device, path)
+
+
+def _find(name: str) -> Path | None:
+    """The library file: in ``CGSPN_LIBRARY_DIR`` if that is set, else installed with the package."""
+    if folder := os.environ.get(LIBRARY_DIR):
+        path = Path(folder) / f"{name}.so"
+        return path if path.is_file() else None
+    spec = importlib.util.find_spec(f"cgspn.{name}")
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _build_reason(device: str) -> str:
+    """What the build recorded about a library that is not there."""
+    if folder := os.environ.get(LIBRARY_DIR):
+        return f"{LIBRARY_DIR}={folder} holds no such library"
+    try:
+        build = importlib.import_module("cgspn._build")
+    except ModuleNotFoundError:
+        return "the package was not installed with pip, so nothing was built"
+    return str(getattr(build, device.upper()))
