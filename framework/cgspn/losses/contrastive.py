@@ -1,0 +1,86 @@
+"""Image-text contrastive losses in which equal captions are each other's positives.
+
+Both losses take this rank's rows and compare them with the rows of all ranks, with gradient. The mean of
+the ranks' losses, and the mean of their gradients (what DDP computes), equal the loss and gradient of one
+process that holds the whole global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgspn.losses.gather import gather_with_gradient
+
+
+def caption_keys(captions: Sequence[str], device: torch.device | None = None) -> Tensor:
+    """Numbers that are equal where the captions are, on any rank and in any process.
+
+    Args:
+        captions: B captions.
+        device: Where the numbers go.
+
+    Returns:
+        Shape (B,), int64: 63 bits of a hash of each caption.
+    """
+    digests = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
+    keys = [int.from_bytes(digest, "little") >> 1 for digest in digests]
+    return torch.tensor(keys, dtype=torch.int64, device=device)
+
+
+def _similarities(image: Tensor, text: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines of (local image, all texts) and (local text, all images), and which pairs are positives."""
+    if not len(image) == len(text) == len(keys):
+        raise ValueError(f"Images, texts and keys differ in number: {len(image)}, {len(text)}, {len(keys)}.")
+    image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
+    all_images, all_texts, all_keys = map(gather_with_gradient, (image, text, keys))
+    return image @ all_texts.T, text @ all_images.T, keys[:, None] == all_keys
+
+
+def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy between the softmax over similarities and the uniform law on the positives.
+
+    With distinct captions this is CLIP's loss. A sample with n positives has the target 1/n on each (the
+    papers do not say how equal captions are treated; this choice is ours).
+
+    Args:
+        image: Image embeddings of this rank, shape (B, C); they are normalised here.
+        text: Text embeddings of this rank, shape (B, C); they are normalised here.
+        keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
+        scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
+
+    Returns:
+        Scalar in float32, the mean over this rank's samples.
+
+    Source: arXiv:2103.00020, figure 3.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image_text, text_image, positive = _similarities(image, text, keys)
+        target = positive.float() / positive.sum(dim=1, keepdim=True)
+        image_loss = F.cross_entropy(scale.float() * image_text, target)
+        return (image_loss + F.cross_entropy(scale.float() * text_image, target)) / 2
+
+
+def sigmoid_contrastive(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Pairwise logistic loss: every image-text pair is classified as matching or not.
+
+    Args:
+        image: Image embeddings of this rank, shape (B, C); they are normalised here.
+        text: Text embeddings of this rank, shape (B, C); they are normalised here.
+        keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
+        scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
+        bias: Added to the scaled cosines, a scalar.
+
+    Returns:
+        Scalar in float32, the sum over all texts, averaged over this rank's images.
+
+    Source: arXiv:2303.15343, algorithm 1.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image_text, _, positive = _similarities(image, text, keys)
+        logits = scale.float() * image_text + bias.float()
+        return -F.logsigmoid(torch.where(positive, logits, -logits)).sum(dim=1).mean()
