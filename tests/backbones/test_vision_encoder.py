@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cgspn.backbones import VisionEncoder
 from cgspn.registry import BACKBONES
 
 IMAGES = torch.randn(2, 3, 30, 21, generator=torch.Generator().manual_seed(1))
@@ -128,7 +129,7 @@ def test_names_for_the_optimizer_exist():
     [
         (dict(num_heads=5), r"num_heads=5 does not divide dim=32; valid: 1, 2, 4, 8, 16, 32\."),
         (dict(attention_at=[3]), r"attention_at names block 3; valid: 0 to 2\."),
-        (dict(pos_embed="rope"), r"pos_embed='rope' is unknown; valid: auto, learned, none\."),
+        (dict(pos_embed="rope"), "'auto', 'learned', 'none'"),
         (dict(activation="tanh"), r"Unknown activation 'tanh'; valid: gelu, "),
         (dict(operator={"type": "atention"}), r"did you mean 'attention'"),
         (dict(head={"type": "cls"}), r"Unknown head 'cls'"),
@@ -145,6 +146,11 @@ def test_bad_arguments_give_one_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         build(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_constructor_checks_by_itself_too():
+    with pytest.raises(ValueError, match=r"pos_embed='rope' is unknown; valid: auto, learned, none\."):
+        VisionEncoder(img_size=32, depth=1, embed_dim=32, num_heads=2, pos_embed="rope")
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32)])

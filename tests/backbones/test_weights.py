@@ -106,6 +106,30 @@ def test_attention_student_reproduces_its_teacher_exactly():
     assert torch.equal(student(images), teacher(images))
 
 
+def test_a_propagation_student_keeps_its_operators_and_their_norms():
+    teacher, student = build(), build(operator={"type": "cgspn"})
+    for parameter in teacher.parameters():
+        parameter.data.normal_(std=0.3)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    report = init_from_teacher(student, teacher)
+    own = {name for name in before if ".operator." in name or ".norm1." in name}
+    assert set(report.kept) == own
+    assert set(report.copied) == before.keys() - own
+    assert "pos_embed.weight" in report.unused
+    counts = f"{len(report.copied)} tensors copied from the teacher, {len(own)} kept, {len(report.unused)} of"
+    assert str(report).startswith(counts)
+    for name, tensor in student.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in own else teacher.state_dict()[name])
+
+
+def test_a_hybrid_student_takes_over_the_attention_it_shares():
+    teacher, student = build(), build(operator={"type": "cgspn"}, attention_at=[1])
+    report = init_from_teacher(student, teacher)
+    assert "blocks.1.operator.qkv.weight" in report.copied
+    assert "blocks.1.norm1.weight" in report.copied
+    assert "blocks.0.norm1.weight" in report.kept
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

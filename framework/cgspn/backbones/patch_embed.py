@@ -25,6 +25,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, in_chans, height, width) to (B, ceil(height / patch), ceil(width / patch), C)."""
+        check_images(images, self.weight.shape[1])
         p = self.patch_size
         pad_bottom, pad_right = -images.shape[2] % p, -images.shape[3] % p
         if pad_bottom or pad_right:
@@ -33,3 +34,9 @@ class PatchEmbed(nn.Module):
         # A product on gathered patches gives (B, H, W, C) at once; a convolution would give it transposed.
         patches = images.reshape(B, K, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5).flatten(3)
         return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+def check_images(images: Tensor, in_chans: int) -> None:
+    """Raises ValueError unless ``images`` is (B, in_chans, height, width)."""
+    if images.ndim != 4 or images.shape[1] != in_chans:
+        raise ValueError(f"Expected images (B, {in_chans}, height, width), got {tuple(images.shape)}.")

@@ -165,9 +165,6 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: If the shape is another one.
         """
-        in_chans = self.patch_embed.weight.shape[1]
-        if images.ndim != 4 or images.shape[1] != in_chans:
-            raise ValueError(f"Expected images (B, {in_chans}, height, width), got {tuple(images.shape)}.")
         x = self.patch_embed(images)
         if self.pos_embed is not None:
             x = self.pos_embed(x)

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from cgspn.operators.linear import linear, zero_linear
+from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
+from cgspn.registry import OPERATORS
+
+
+def default_latent_dim(dim: int) -> int:
+    """The larger of C / 18 and min(64, C / 4), rounded to a multiple of 16 (at least 16)."""
+    return max(16, 16 * round(max(dim / 18, min(64, dim / 4)) / 16))
+
+
+@OPERATORS.register_module(name="cgspn")
+class CGSPN(nn.Module):
+    """Line-scan propagation in a compressed latent space.
+
+    ``x_c = P_down(x)``; ``a, lam, u = linear(x_c)``; ``P_up(propagate(x_c; a, lam, u))``. P_up starts at
+    zero, so that a block begins as its MLP.
+
+    Args:
+        dim: Channels C.
+        latent_dim: Channels C_c that are propagated; None means ``default_latent_dim(dim)``.
+        directions: Scan directions, any of ``tb``, ``bt``, ``lr``, ``rl``.
+        chunk: Lines per independent segment; None scans the whole extent.
+        shared_affinity: Whether all channels share one affinity.
+        gates: ``linear`` or ``sigmoid``.
+        state_norm: ``none``, ``extent`` or ``rms``; see ``Propagation``.
+        projections: Keeps a C x C projection before P_down and one after P_up.
+
+    Source: arXiv:2606.00746. The gates' activation, the start values and ``state_norm`` are this project's.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        latent_dim: int | None = None,
+        directions: Sequence[Direction] = DIRECTIONS,
+        chunk: int | None = None,
+        shared_affinity: bool = False,
+        gates: Literal["linear", "sigmoid"] = "linear",
+        state_norm: Literal["none", "extent", "rms"] = "none",
+        projections: bool = False,
+    ) -> None:
+        super().__init__()
+        if latent_dim is None:
+            latent_dim = default_latent_dim(dim)
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
+        self.in_proj = linear(dim, dim) if projections else nn.Identity()
+        self.down = linear(dim, latent_dim)
+        self.propagation = Propagation(
+            latent_dim, latent_dim, directions, chunk, shared_affinity, gates, state_norm
+        )
+        self.up = zero_linear(latent_dim, dim)
+        self.out_proj = linear(dim, dim) if projections else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mixes tokens, shape (B, H, W, C) to (B, H, W, C)."""
+        latent = self.down(self.in_proj(x))
+        return self.out_proj(self.up(self.propagation(latent, latent)))

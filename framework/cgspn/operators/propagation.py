@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from cgspn.operators.linear import linear
+from cgspn.ops import line_scan
+from cgspn.ops.directions import direction_codes, is_vertical
+
+Direction = Literal["tb", "bt", "lr", "rl"]
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+GATES = ("linear", "sigmoid")
+STATE_NORMS = ("none", "extent", "rms")
+
+
+class Propagation(nn.Module):
+    """A line scan whose affinity and gates are a linear function of some features.
+
+    One linear layer makes them all; its rows are ``[a (D, 3, Ca) | lam (D, C) | u (D, C)]`` for D directions.
+
+    Args:
+        dim: Channels C that are propagated.
+        parameter_dim: Channels of the features that the scan's parameters are made from.
+        directions: Scan directions, any of ``tb``, ``bt``, ``lr``, ``rl``.
+        chunk: Lines per independent segment; None scans the whole extent.
+        shared_affinity: Whether all channels share one affinity (Ca = 1 instead of C).
+        gates: ``linear`` or ``sigmoid``: what ``lam`` and ``u`` pass through. Their bias starts at 1.
+        state_norm: ``none``; ``extent`` divides ``lam`` by the number of lines that are summed; ``rms``
+            divides each position's result by its root mean square over the channels.
+
+    Raises:
+        ValueError: If an argument is none of the valid choices.
+    """
+
+    vertical: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        parameter_dim: int,
+        directions: Sequence[Direction] = DIRECTIONS,
+        chunk: int | None = None,
+        shared_affinity: bool = False,
+        gates: Literal["linear", "sigmoid"] = "linear",
+        state_norm: Literal["none", "extent", "rms"] = "none",
+    ) -> None:
+        super().__init__()
+        direction_codes(directions)
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk={chunk} must be at least 1, or null for none.")
+        if gates not in GATES:
+            raise ValueError(f"gates={gates!r} is unknown; valid: {', '.join(GATES)}.")
+        if state_norm not in STATE_NORMS:
+            raise ValueError(f"state_norm={state_norm!r} is unknown; valid: {', '.join(STATE_NORMS)}.")
+        self.dim = dim
+        self.directions = tuple(directions)
+        self.chunk = chunk
+        self.gates = gates
+        self.state_norm = state_norm
+        self.affinity_dim = 1 if shared_affinity else dim
+        vertical = [is_vertical(direction) for direction in self.directions]
+        self.register_buffer("vertical", torch.tensor(vertical), persistent=False)
+        D = len(self.directions)
+        self.sizes = (D * 3 * self.affinity_dim, D * dim, D * dim)
+        self.generate = linear(parameter_dim, sum(self.sizes))
+        nn.init.ones_(self.generate.bias[self.sizes[0] :])
+
+    def scan_parameters(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Affinity logits and gates of each pixel.
+
+        Args:
+            features: Shape (B, H, W, parameter_dim).
+
+        Returns:
+            ``a`` (B, D, 3, Ca, H, W), ``lam`` and ``u`` (B, D, C, H, W), views of one channels-last tensor.
+        """
+        D = len(self.directions)
+        a, lam, u = self.generate(features).split(self.sizes, dim=-1)
+        a = a.unflatten(-1, (D, 3, self.affinity_dim)).permute(0, 3, 4, 5, 1, 2)
+        lam, u = (gate.unflatten(-1, (D, self.dim)).permute(0, 3, 4, 1, 2) for gate in (lam, u))
+        if self.gates == "sigmoid":
+            lam, u = lam.sigmoid(), u.sigmoid()
+        return a, lam, u
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """Propagates ``x`` (B, H, W, C) with parameters made from ``features`` (B, H, W, parameter_dim)."""
+        a, lam, u = self.scan_parameters(features)
+        if self.state_norm == "extent":
+            lam = lam / self.extents(*x.shape[1:3]).to(lam.dtype)[:, None, None, None]
+        x = x.permute(0, 3, 1, 2)
+        y = line_scan(x, a, lam, u, directions=self.directions, chunk=self.chunk).permute(0, 2, 3, 1)
+        if self.state_norm == "rms":
+            y = nn.functional.rms_norm(y, (self.dim,), eps=1e-6)
+        return y
+
+    def extents(self, height: int, width: int) -> Tensor:
+        """Lines that a scan of a grid sums in each direction, shape (D,), float32."""
+        rows, columns = (n if self.chunk is None else min(n, self.chunk) for n in (height, width))
+        return torch.where(self.vertical, float(rows), float(columns))
