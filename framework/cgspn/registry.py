@@ -1,41 +1,70 @@
 """Named, swappable parts: backbones, blocks, operators, pooling heads and teachers.
 
-A config node is a mapping ``{type: name, **arguments}``; ``Registry.check`` validates one without
-building it and ``Registry.build`` turns it into an object. Third-party packages add entries through
-the entry-point group ``cgspn.plugins``.
+A config node is a mapping ``{type: name, **arguments}``. ``merge`` lays one node over another,
+``Registry.check`` validates one without building it and ``Registry.build`` turns it into an object.
+Third-party packages add entries through the entry-point group ``cgspn.plugins``.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.metadata
 import inspect
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
+import jsonargparse
 import mmengine
+
+from cgspn.errors import unknown_name
 
 PLUGIN_GROUP = "cgspn.plugins"
 
 
-@functools.cache
-def load_plugins() -> tuple[str, ...]:
-    """Loads every entry point of the group ``cgspn.plugins`` once and returns their names."""
-    names = []
+_plugins: dict[str, str] = {}
+
+
+def load_plugins() -> dict[str, str]:
+    """Loads every entry point of the group ``cgspn.plugins`` once and returns their targets by name.
+
+    One that fails is a warning: it must not take down work that does not need it.
+    """
     for entry_point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
-        entry_point.load()
-        names.append(entry_point.name)
-    return tuple(names)
+        if entry_point.name in _plugins:
+            continue
+        # Recorded first: a plugin may look up names while it is being imported.
+        _plugins[entry_point.name] = entry_point.value
+        try:
+            entry_point.load()
+        except Exception as error:
+            warnings.warn(f"Plugin {entry_point.name!r} was not loaded: {error!r}", stacklevel=2)
+    return dict(_plugins)
 
 
-def unknown_name(kind: str, name: object, valid: Iterable[str]) -> str:
-    """One line that names an unknown value, the nearest match and the valid choices."""
-    choices = sorted(valid)
-    nearest = difflib.get_close_matches(str(name), choices, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Unknown {kind} {name!r}{hint} Valid: {', '.join(choices)}."
+class Raw(str):
+    """Text of a command-line value whose type only the entry that receives it knows."""
+
+
+def merge(base: Any, overlay: Any) -> Any:
+    """Lays one config value over another, key by key at any depth.
+
+    A mapping whose ``type`` changes is replaced whole; a bare name over a node stands for ``{type: name}``.
+    """
+    if isinstance(base, Mapping) and "type" in base and isinstance(overlay, str):
+        overlay = {"type": str(overlay)}
+    if isinstance(base, str) and isinstance(overlay, Mapping) and "type" not in overlay:
+        base = {"type": str(base)}
+    if not isinstance(base, Mapping) or not isinstance(overlay, Mapping):
+        return overlay
+    if "type" in base and overlay.get("type", base["type"]) != base["type"]:
+        return dict(overlay)
+    merged = dict(base)
+    for key, value in overlay.items():
+        merged[key] = merge(merged[key], value) if key in merged else value
+    return merged
 
 
 class Registry(mmengine.Registry):
@@ -46,12 +75,25 @@ class Registry(mmengine.Registry):
         locations: Modules whose import registers the built-in entries.
         context: Constructor arguments that the owner of a node supplies (``dim``, for instance), so
             that a node need not name them.
+        parent: An mmengine registry whose configs can name the entries as ``cgspn.<name>``.
     """
 
-    def __init__(self, name: str, *, locations: list[str], context: tuple[str, ...] = ()) -> None:
-        super().__init__(name, scope="cgspn", locations=locations)
+    def __init__(
+        self,
+        name: str,
+        *,
+        locations: list[str],
+        context: tuple[str, ...] = (),
+        parent: mmengine.Registry | None = None,
+    ) -> None:
+        super().__init__(name, scope="cgspn", locations=locations, parent=parent)
         self.kind = name
         self.context = context
+
+    def import_from_location(self) -> None:
+        """Imports the built-in entries and the plugins."""
+        super().import_from_location()
+        load_plugins()
 
     def register_preset(self, name: str, target: type, **defaults: Any) -> None:
         """Registers ``name`` as ``target`` with other default arguments."""
@@ -75,7 +117,6 @@ class Registry(mmengine.Registry):
     def names(self) -> list[str]:
         """Sorted names of all entries, plugins included."""
         self.import_from_location()
-        load_plugins()
         return sorted(self.module_dict)
 
     def find(self, name: object) -> Callable[..., Any]:
@@ -91,37 +132,49 @@ class Registry(mmengine.Registry):
     def parameters(self, name: str) -> dict[str, inspect.Parameter]:
         """Arguments of the entry ``name``, in order, with resolved annotations."""
         entry = self.find(name)
-        hints = annotations(entry)
+        hints = argument_types(entry)
         return {
             key: parameter.replace(annotation=hints.get(key, Any))
             for key, parameter in inspect.signature(entry).parameters.items()
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         }
 
-    def check(self, node: Mapping[str, Any], path: str = "") -> None:
+    def check(self, node: Any, path: str = "") -> dict[str, Any]:
         """Validates a config node and all nodes below it without building anything.
 
+        Args:
+            node: Mapping ``{type: name, **arguments}``, or the bare name of an entry.
+            path: Where the node stands in a config, for messages.
+
+        Returns:
+            The node as a plain dict: values have the types that the entry asks for, and a nested node
+            without ``type`` is laid over the entry's default.
+
         Raises:
-            ValueError: If a name or argument is unknown or a required argument is missing.
+            ValueError: If a name or argument is unknown, a value has another type or a required
+                argument is missing.
         """
         where = path or self.kind
+        if isinstance(node, str):
+            node = {"type": str(node)}
         if not isinstance(node, Mapping) or "type" not in node:
             raise ValueError(f"{where}: expected a mapping with the key 'type', got {node!r}.")
-        name = node["type"]
+        name = str(node["type"])
         try:
             parameters = self.parameters(name)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        arguments = {key: value for key, value in node.items() if key != "type"}
-        for key in arguments.keys() - parameters.keys():
-            raise ValueError(f"{where}: {unknown_name(f'argument of {name}', key, parameters)}")
+        checked: dict[str, Any] = {"type": name}
+        for key, value in node.items():
+            if key == "type":
+                continue
+            if key not in parameters:
+                raise ValueError(f"{where}: {unknown_name(f'argument of {name}', key, parameters)}")
+            checked[key] = check_value(parameters[key], value, f"{where}.{key}")
         for key, parameter in parameters.items():
-            registry = node_registry(parameter.annotation)
-            if key not in arguments:
-                if parameter.default is parameter.empty and key not in self.context:
-                    raise ValueError(f"{where}: {name} needs the argument {key!r}.")
-            elif registry is not None and arguments[key] is not None:
-                registry.check(arguments[key], f"{where}.{key}")
+            if parameter.default is parameter.empty and key not in checked and key not in self.context:
+                raise ValueError(f"{where}: {name} needs the argument {key!r}.")
+        return checked
 
     def build(self, node: Mapping[str, Any], **context: Any) -> Any:
         """Builds the object that a config node describes.
@@ -134,14 +187,53 @@ class Registry(mmengine.Registry):
         Raises:
             ValueError: If the node is not valid.
         """
-        self.check(node)
-        parameters = self.parameters(node["type"])
+        checked = self.check(node)
+        entry = self.find(checked.pop("type"))
+        parameters = inspect.signature(entry).parameters
         arguments = {key: value for key, value in context.items() if key in parameters}
-        arguments.update((key, value) for key, value in node.items() if key != "type")
-        return self.find(node["type"])(**arguments)
+        return entry(**{**arguments, **checked})
 
 
-def annotations(entry: Callable[..., Any]) -> dict[str, Any]:
+def check_value(parameter: inspect.Parameter, value: Any, path: str) -> Any:
+    """Validates one argument, nested nodes included, and returns it with the annotated type.
+
+    Raises:
+        ValueError: If the value does not fit the annotation; the message starts with ``path``.
+    """
+    annotation = parameter.annotation
+    registry = node_registry(annotation)
+    if registry is None:
+        return convert(annotation, value, path)
+    if value is None and types.NoneType in typing.get_args(annotation):
+        return None
+    if isinstance(value, Mapping) and "type" not in value and isinstance(parameter.default, Mapping):
+        value = merge(parameter.default, value)
+    return registry.check(value, path)
+
+
+def convert(annotation: Any, value: Any, path: str) -> Any:
+    """Returns ``value`` as the annotated type, or raises a ValueError that starts with ``path``."""
+    if annotation in (Any, inspect.Parameter.empty):
+        return value
+    parser = value_parser(annotation)
+    try:
+        if isinstance(value, Raw):
+            return parser.parse_args([f"--value={value}"]).value
+        return parser.parse_object({"value": value}, defaults=False).value
+    except jsonargparse.ArgumentError:
+        text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        raise ValueError(f"{path}: expected {text.replace('typing.', '')}, got {value!r}.") from None
+
+
+@functools.cache
+def value_parser(annotation: Any) -> jsonargparse.ArgumentParser:
+    """A parser with one option ``--value`` of the annotated type."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, add_help=False)
+    parser.add_argument("--value", type=annotation)
+    return parser
+
+
+def argument_types(entry: Callable[..., Any]) -> dict[str, Any]:
     """Resolved annotations of a class's, preset's or function's arguments, ``Annotated`` kept."""
     target = getattr(entry, "target", entry)
     function = target.__init__ if inspect.isclass(target) else target
@@ -161,7 +253,7 @@ def node_registry(annotation: Any) -> Registry | None:
 OPERATORS = Registry("operator", locations=["cgspn.operators"], context=("dim", "num_heads"))
 BLOCKS = Registry("block", locations=["cgspn.blocks"], context=("dim", "num_heads"))
 HEADS = Registry("head", locations=["cgspn.backbones.heads"], context=("dim", "num_heads"))
-BACKBONES = Registry("backbone", locations=["cgspn.backbones"])
+BACKBONES = Registry("backbone", locations=["cgspn.backbones"], parent=mmengine.registry.MODELS)
 TEACHERS = Registry("teacher", locations=["cgspn.teachers"])
 DECODERS = Registry(
     "decoder", locations=["cgspn.segmentation.decoders"], context=("in_channels", "num_classes")

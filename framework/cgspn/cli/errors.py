@@ -1,0 +1,99 @@
+"""The one rule for errors: the user's are one line on stderr and exit code 2, bugs keep their traceback."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+# Their ValueErrors are messages about the input; numpy's or torch's would be a bug of ours.
+USER_FACING_PACKAGES = ("cgspn", "jsonargparse", "lightning")
+NOISE = re.compile(
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value|"
+    r"- Expected a <class 'NoneType'>|- Expected a path but |Problem with given class_path"
+)
+
+
+class UsageError(ValueError):
+    """A mistake on the command line or in a config file."""
+
+
+class Interrupted(SystemExit):
+    """Training stopped by a signal after its state was saved; ``code`` is 128 + the signal's number."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(code)
+        self.message = message
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[SimpleNamespace]:
+    """Turns errors of the user into one line ``cgspn: error: ...`` and the exit code 2.
+
+    Yields:
+        An object whose attribute ``code`` is the exit code.
+
+    ``CGSPN_TRACEBACK=1`` shows the traceback as well.
+    """
+    outcome = SimpleNamespace(code=0)
+    try:
+        yield outcome
+    except Interrupted as interrupt:
+        print(f"cgspn: {interrupt.message}", file=sys.stderr)
+        outcome.code = interrupt.code
+    except Exception as error:
+        if not is_users(error):
+            raise
+        if os.environ.get("CGSPN_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        print(f"cgspn: error: {one_line(error)}", file=sys.stderr)
+        outcome.code = 2
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the message of an error says all that its reader needs."""
+    if isinstance(error, OSError | UsageError | argparse.ArgumentError):
+        return True
+    if type(error).__name__ == "MisconfigurationException":
+        return True
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return True
+    if not isinstance(error, ValueError):
+        return False
+    if str(error).startswith("Caught ValueError in DataLoader worker"):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return module.split(".")[0] in USER_FACING_PACKAGES
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line, without the wrappers that libraries put around it."""
+    text = str(error)
+    if text.startswith("Caught ") and "DataLoader worker" in text:
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, OSError) and error.strerror:
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return ": ".join([error.strerror, *files])
+    if isinstance(error, argparse.ArgumentError):
+        return parser_message(error)
+    return " ".join(text.split())
+
+
+def parser_message(error: argparse.ArgumentError) -> str:
+    """The innermost complaint of jsonargparse, after the key it is about."""
+    path: list[str] = []
+    rest = []
+    for line in map(str.strip, str(error).splitlines()):
+        if match := re.match(r"""(?:- )?Parser key ["'](.+?)["']:\s*(.*)""", line):
+            path.append(match[1])
+            line = match[2]
+        if line and not NOISE.search(line):
+            rest.append(line.removeprefix("- "))
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(rest)) or " ".join(str(error).split())
+    return f"{'.'.join(path)}: {message}" if path else message

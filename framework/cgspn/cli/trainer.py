@@ -1,0 +1,142 @@
+"""``cgspn fit | validate | test | predict``: LightningCLI with cgspn's config rules and run folders."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+import cgspn
+import cgspn.data
+import cgspn.modules
+from cgspn import registry
+from cgspn.cli import TRAINER_COMMANDS
+from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
+from cgspn.cli.nodes import expand
+from cgspn.cli.runs import RunConfig, start_run
+
+
+def run_trainer(command: str, arguments: Sequence[str]) -> int:
+    """Runs one of the trainer's commands and returns the exit code."""
+    registry.load_plugins()
+    quieten()
+    with tempfile.TemporaryDirectory() as scratch:
+        # Help needs no model.
+        if not any(a in ("-h", "--help") or ".help" in a for a in arguments):
+            arguments = expand(arguments, Path(scratch))
+        cli = CLI(command, arguments)
+    cli.execute()
+    return 0
+
+
+class CLI(LightningCLI):
+    """LightningCLI for one command: parses, builds everything and makes the run's folder.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: Arguments after the command, as ``expand`` returns them.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        self.command = command
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"cgspn {command}",
+                "description": f"{TRAINER_COMMANDS[command]}.",
+                "dump_header": [f"cgspn=={cgspn.__version__}"],
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+            args=list(arguments),
+            # With run=True LightningCLI lets the hyperparameters of a checkpoint win over files and flags.
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the options for checkpoints and run folders."""
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint to resume from or to evaluate; its class must be the same.",
+        )
+        parser.add_argument("--run", type=RunConfig, default=RunConfig(), help="The folder of the run.")
+        parser.add_argument(
+            "--checkpoint", type=CheckpointConfig, default=CheckpointConfig(), help="What is saved."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses arguments, without Lightning's warning that they are not ``sys.argv``."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Makes the run folder, saves the config in it and builds the trainer that writes to it."""
+        options = self.config_init
+        self.folder = start_run(options.run, latest=self.command)
+        if self.folder.is_dir():
+            (self.folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False))
+        trainer = options.trainer
+        callbacks = as_list(trainer.callbacks)
+        if trainer.enable_checkpointing is not False and self.command == "fit":
+            callbacks += best_checkpoint(options.checkpoint, self.folder)
+            callbacks.append(LastCheckpoint(self.folder, options.checkpoint.every_n_steps))
+        loggers: list[Logger] | bool = False
+        if trainer.logger is not False:
+            chosen = [] if trainer.logger in (None, True) else as_list(trainer.logger)
+            loggers = [CSVLogger(self.folder, "", ""), TensorBoardLogger(self.folder, "", ""), *chosen]
+        return super().instantiate_trainer(
+            callbacks=callbacks, logger=loggers, default_root_dir=str(self.folder), **kwargs
+        )
+
+    def execute(self) -> None:
+        """Runs the command and writes its metrics into the run folder."""
+        if self.trainer.is_global_zero:
+            print(f"run folder: {self.folder}", flush=True)
+        arguments: dict[str, Any] = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
+        if self.command == "predict":
+            arguments["return_predictions"] = False
+        getattr(self.trainer, self.command)(self.model, weights_only=True, **arguments)
+        if self.trainer.is_global_zero:
+            metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+            if metrics:
+                (self.folder / "metrics.json").write_text(
+                    json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+                )
+            print(f"run folder: {self.folder}", flush=True)
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as an empty list, a single object as a list of one."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def quieten() -> None:
+    """Drops messages of Lightning that say nothing to its user."""
+    for message in (
+        ".*Experiment logs directory .* exists and is not empty",  # The run folder; config.yaml is in it.
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        ".*does not have many workers which may be a bottleneck",
+    ):
+        warnings.filterwarnings("ignore", message)
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ):
+        logging.getLogger(name).addFilter(is_worth_reading)
+
+
+def is_worth_reading(record: logging.LogRecord) -> bool:
+    """Whether a log record is neither an advertisement nor an echo of what cgspn sets itself."""
+    return not record.getMessage().startswith(
+        ("\N{ELECTRIC LIGHT BULB}", "`weights_only` was not set", "TPU available")
+    )
