@@ -1,0 +1,105 @@
+// Element types, their accumulation types and the row-stochastic normalisation shared by all kernels.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace cgspn::cuda {
+
+template <typename T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+
+template <typename T>
+__device__ __forceinline__ T narrow(Accumulator<T> v);
+template <>
+__device__ __forceinline__ __half narrow<__half>(float v) { return __float2half_rn(v); }
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+template <>
+__device__ __forceinline__ float narrow<float>(float v) { return v; }
+template <>
+__device__ __forceinline__ double narrow<double>(double v) { return v; }
+
+// exp and 1 / d as accurate as T needs: the hardware approximations lie far below half and bfloat16 rounding,
+// float32 takes the full-range exponential and one Newton step so that long scans gain no bias.
+template <typename T>
+__device__ __forceinline__ float exponential(float v) { return __expf(v); }
+template <>
+__device__ __forceinline__ float exponential<float>(float v) { return expf(v); }
+template <typename T>
+__device__ __forceinline__ double exponential(double v) { return exp(v); }
+
+__device__ __forceinline__ float fast_reciprocal(float d) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+  return r;
+}
+template <typename T>
+__device__ __forceinline__ float reciprocal(float d) { return fast_reciprocal(d); }
+template <>
+__device__ __forceinline__ float reciprocal<float>(float d) {
+  const float r = fast_reciprocal(d);
+  return fmaf(r, fmaf(-d, r, 1.0f), r);
+}
+template <typename T>
+__device__ __forceinline__ double reciprocal(double d) { return 1.0 / d; }
+
+constexpr float kLogitFloor = -40.0f;
+
+// exp(-max(a, -40)); the comparison lets NaN through, which fmax would hide.
+template <typename T>
+__device__ __forceinline__ Accumulator<T> decay(Accumulator<T> a) {
+  using Acc = Accumulator<T>;
+  return exponential<T>(a < Acc(kLogitFloor) ? Acc(-kLogitFloor) : -a);
+}
+
+// Row-stochastic weights in product form: with e_k = 1 + exp(-a_k), w_k is the product of the other two e over the
+// sum of such products. A neighbour outside the line counts as e = 1 in the products and has no term of its own.
+template <typename T>
+__device__ __forceinline__ void normalise(const Accumulator<T> decays[3], bool has_left, bool has_right,
+                                          Accumulator<T> w[3]) {
+  using Acc = Accumulator<T>;
+  const Acc e0 = has_left ? Acc(1) + decays[0] : Acc(1);
+  const Acc e1 = Acc(1) + decays[1];
+  const Acc e2 = has_right ? Acc(1) + decays[2] : Acc(1);
+  const Acc p0 = has_left ? e1 * e2 : Acc(0);
+  const Acc p1 = e0 * e2;
+  const Acc p2 = has_right ? e0 * e1 : Acc(0);
+  const Acc r = reciprocal<T>(p0 + p1 + p2);
+  w[0] = p0 * r;
+  w[1] = p1 * r;
+  w[2] = p2 * r;
+}
+
+// Gradient of the logits from the gradient of the weights; `dw` of a missing neighbour must be 0.
+template <typename T>
+__device__ __forceinline__ void normalise_backward(const Accumulator<T> a[3], const Accumulator<T> decays[3],
+                                                   const Accumulator<T> w[3], const Accumulator<T> dw[3],
+                                                   bool has_left, bool has_right, Accumulator<T> da[3]) {
+  using Acc = Accumulator<T>;
+  const Acc mean = w[0] * dw[0] + w[1] * dw[1] + w[2] * dw[2];
+#pragma unroll
+  for (int k = 0; k < 3; ++k) {
+    const bool inside = k == 1 || (k == 0 ? has_left : has_right);
+    // d sigmoid / sigmoid = 1 - sigmoid = exp(-a) / (1 + exp(-a)).
+    const Acc slope = decays[k] * reciprocal<T>(Acc(1) + decays[k]);
+    da[k] = inside && !(a[k] < Acc(kLogitFloor)) ? w[k] * (dw[k] - mean) * slope : Acc(0);
+  }
+}
+
+}  // namespace cgspn::cuda

@@ -1,0 +1,57 @@
+// The CUDA kernels of all operators, on torch's current stream; scratch memory comes from torch's allocator.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cgspn/line_scan_cuda.h"
+#include "torch/operators.h"
+
+namespace {
+
+cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check(const char* op, cudaError_t error) {
+  if (error != cudaSuccess) cgspn::fail(op, "CUDA error: ", cudaGetErrorString(error));
+}
+
+class CudaBackend {
+ public:
+  explicit CudaBackend(const cgspn::Tensor& like)
+      : like_(like), guard_(like.get_device_index()), stream_(current_stream(like.get_device_index())) {}
+
+  void line_scan_forward(const cgspn::LineScanForward& call) {
+    const cgspn::Tensor workspace = allocate(cgspn::cuda::line_scan_forward_workspace(call));
+    check("line_scan", cgspn::cuda::line_scan_forward(call, workspace.data_ptr(), stream_));
+  }
+
+  void line_scan_backward(const cgspn::LineScanBackward& call) {
+    const cgspn::Tensor workspace = allocate(cgspn::cuda::line_scan_backward_workspace(call));
+    check("line_scan_backward", cgspn::cuda::line_scan_backward(call, workspace.data_ptr(), stream_));
+  }
+
+  void row_stochastic_forward(const cgspn::RowStochasticForward& call) {
+    check("row_stochastic", cgspn::cuda::row_stochastic_forward(call, stream_));
+  }
+
+  void row_stochastic_backward(const cgspn::RowStochasticBackward& call) {
+    check("row_stochastic_backward", cgspn::cuda::row_stochastic_backward(call, stream_));
+  }
+
+ private:
+  // Freed on return: the allocator hands the memory only to later work of the same stream.
+  cgspn::Tensor allocate(size_t bytes) const {
+    const int64_t element = like_.element_size();
+    return cgspn::empty_strided(like_, {(static_cast<int64_t>(bytes) + element - 1) / element}, {1});
+  }
+
+  const cgspn::Tensor like_;
+  const torch::stable::accelerator::DeviceGuard guard_;
+  const cudaStream_t stream_;
+};
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cgspn, CUDA, m) { cgspn::register_operators<CudaBackend>(m); }
