@@ -5,13 +5,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def resampling_matrix(old: int, new: int, like: Tensor) -> Tensor:
+    """The matrix (new, old) of bicubic, antialiased resampling along one axis, of the kind of ``like``."""
+    # Along the last axis: torch 2.13 resamples wrongly along a column, an image of width 1.
+    basis = torch.eye(old, dtype=like.dtype, device=like.device)[None, :, None, :]
+    return F.interpolate(basis, (1, new), mode="bicubic", antialias=True, align_corners=False)[0, :, 0, :].T
+
+
 def resample_grid(grid: Tensor, height: int, width: int) -> Tensor:
-    """Resamples (1, H, W, C) to (1, height, width, C): bicubic, antialiased, in float32 at least."""
+    """Resamples (1, H, W, C) to (1, height, width, C): bicubic, antialiased, in float32 at least.
+
+    Two matrix products: the gradient of antialiased bicubic interpolation itself does not compile for
+    dynamic sizes (https://github.com/pytorch/pytorch/issues/197622).
+    """
     if grid.shape[1:3] == (height, width):
         return grid
-    exact = grid.permute(0, 3, 1, 2).to(torch.promote_types(grid.dtype, torch.float32))
-    exact = F.interpolate(exact, (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return exact.permute(0, 2, 3, 1).to(grid.dtype)
+    exact = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    with torch.autocast(grid.device.type, enabled=False):
+        rows = resampling_matrix(grid.shape[1], height, exact)
+        columns = resampling_matrix(grid.shape[2], width, exact)
+        exact = torch.einsum("hi,wj,bijc->bhwc", rows, columns, exact)
+    return exact.to(grid.dtype)
 
 
 class LearnedPositions(nn.Module):
