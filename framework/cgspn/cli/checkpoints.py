@@ -33,6 +33,10 @@ class CheckpointConfig:
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
 
+    def __post_init__(self) -> None:
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise ValueError(f"checkpoint.every_n_steps={self.every_n_steps} must be at least 1.")
+
 
 def best_checkpoint(config: CheckpointConfig, folder: Path) -> list[ModelCheckpoint]:
     """The callback that keeps best.ckpt, if a metric is monitored."""
@@ -61,8 +65,6 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"checkpoint.every_n_steps={every_n_steps} must be at least 1.")
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.received: signal.Signals | None = None

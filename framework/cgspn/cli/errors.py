@@ -13,9 +13,17 @@ from types import SimpleNamespace
 
 # Their ValueErrors are messages about the input; numpy's or torch's would be a bug of ours.
 USER_FACING_PACKAGES = ("cgspn", "jsonargparse", "lightning")
+STATE_DICT_ERROR = "Error(s) in loading state_dict"
 NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value|"
-    r"- Expected a <class 'NoneType'>|- Expected a path but |Problem with given class_path"
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type|NestedArg\("
+    r"|- Expected a <class 'NoneType'>|- Expected a path but |Problem with given class_path|Given value: \{"
+)
+REWORDINGS = (
+    (r".*Expected a dot import path string: (\S+).*", r"there is no class \1"),
+    (r"unrecognized arguments: --([\w.]+)=\S*$", r"unknown option \1"),
+    (r"\.? (?:Got|Given) value: ", ", got "),
+    (r"^Expected an? (?:typing\.)?", "expected "),
+    (r" Expected an? ", " or "),
 )
 
 
@@ -61,7 +69,7 @@ def is_users(error: BaseException) -> bool:
         return True
     if type(error).__name__ == "MisconfigurationException":
         return True
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+    if isinstance(error, RuntimeError) and str(error).startswith(STATE_DICT_ERROR):
         return True
     if not isinstance(error, ValueError):
         return False
@@ -82,18 +90,24 @@ def one_line(error: BaseException) -> str:
         return ": ".join([error.strerror, *files])
     if isinstance(error, argparse.ArgumentError):
         return parser_message(error)
+    if text.startswith(STATE_DICT_ERROR):
+        complaints = [" ".join(line.split()) for line in text.splitlines()[1:]]
+        more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+        return f"The checkpoint does not fit the model: {complaints[0]:.400}{more}"
     return " ".join(text.split())
 
 
 def parser_message(error: argparse.ArgumentError) -> str:
     """The innermost complaint of jsonargparse, after the key it is about."""
     path: list[str] = []
-    rest = []
+    rest: dict[str, None] = {}
     for line in map(str.strip, str(error).splitlines()):
         if match := re.match(r"""(?:- )?Parser key ["'](.+?)["']:\s*(.*)""", line):
             path.append(match[1])
             line = match[2]
         if line and not NOISE.search(line):
-            rest.append(line.removeprefix("- "))
-    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(rest)) or " ".join(str(error).split())
+            rest[line.removeprefix("- ")] = None
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(rest))
+    for pattern, replacement in REWORDINGS:
+        message = re.sub(pattern, replacement, message)
     return f"{'.'.join(path)}: {message}" if path else message

@@ -23,41 +23,37 @@ class RunConfig:
     name: str | None = None
     root: str = "runs"
 
+    def __post_init__(self) -> None:
+        path = Path(self.name or ".")
+        if path.is_absolute() or ".." in path.parts or (self.name is not None and not path.parts):
+            raise UsageError(f"run.name={self.name!r} must be a folder name below run.root={self.root!r}.")
 
-def start_run(run: RunConfig, latest: str) -> Path:
+
+def new_run_folder(run: RunConfig) -> Path:
     """Makes ``<root>/<name>/<n>`` with the next free number and returns it.
 
-    Args:
-        run: Its name and root.
-        latest: The command. ``fit`` moves the link ``latest`` to the new folder, another command
-            ``latest-<command>``, so that ``latest`` always leads to a run with checkpoints.
-
     On other ranks than 0 nothing is made; they learn the folder from rank 0 when the trainer starts.
-
-    Raises:
-        UsageError: If the name leads out of ``root``.
     """
-    name = Path(run.name or "run")
-    if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise UsageError(f"run.name={run.name!r} must be a folder name below run.root={run.root!r}.")
-    parent = Path(run.root) / name
+    parent = Path(run.root) / str(run.name)
     if getattr(rank_zero_only, "rank", 0) != 0:
         return parent
     parent.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=-1)
     while True:
-        folder = parent / str(number)
         try:
-            folder.mkdir()
-            break
+            (parent / str(number)).mkdir()
+            return parent / str(number)
         except FileExistsError:
             number += 1
-    point(parent / ("latest" if latest == "fit" else f"latest-{latest}"), folder)
-    return folder
 
 
-def point(link: Path, folder: Path) -> None:
-    """Lets a relative symbolic link point to a folder beside it, atomically; not all file systems can."""
+def mark_latest(folder: Path, command: str) -> None:
+    """Lets the link ``latest`` beside a run folder point to it.
+
+    Commands other than ``fit`` have their own, ``latest-<command>``, so that ``latest`` always leads to
+    checkpoints. Where the file system has no symbolic links there is none.
+    """
+    link = folder.with_name("latest" if command == "fit" else f"latest-{command}")
     temporary = link.with_name(f".{link.name}-{os.getpid()}")
     try:
         temporary.symlink_to(folder.name)

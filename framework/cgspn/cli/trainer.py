@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -20,8 +22,10 @@ import cgspn.modules
 from cgspn import registry
 from cgspn.cli import TRAINER_COMMANDS
 from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
+from cgspn.cli.errors import UsageError, one_line
 from cgspn.cli.nodes import expand
-from cgspn.cli.runs import RunConfig, start_run
+from cgspn.cli.runs import RunConfig, mark_latest, new_run_folder
+from cgspn.errors import unknown_name
 
 
 def run_trainer(command: str, arguments: Sequence[str]) -> int:
@@ -77,30 +81,41 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses arguments, without Lightning's warning that they are not ``sys.argv``."""
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except jsonargparse.ArgumentError as error:
+            raise UsageError(explain(error, list(parser.get_defaults().keys()))) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Makes the run folder, saves the config in it and builds the trainer that writes to it."""
+        """Makes the run folder and builds the trainer that writes to it."""
         options = self.config_init
-        self.folder = start_run(options.run, latest=self.command)
-        if self.folder.is_dir():
-            (self.folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False))
+        self.folder = new_run_folder(options.run)
+        try:
+            return super().instantiate_trainer(**self._trainer_arguments(), **kwargs)
+        except Exception:
+            if self.folder.name.isdigit():
+                self.folder.rmdir()  # Nothing is in it yet.
+            raise
+
+    def _trainer_arguments(self) -> dict[str, Any]:
+        options = self.config_init
         trainer = options.trainer
         callbacks = as_list(trainer.callbacks)
         if trainer.enable_checkpointing is not False and self.command == "fit":
-            callbacks += best_checkpoint(options.checkpoint, self.folder)
+            # The one that cannot fail goes first.
             callbacks.append(LastCheckpoint(self.folder, options.checkpoint.every_n_steps))
+            callbacks += best_checkpoint(options.checkpoint, self.folder)
         loggers: list[Logger] | bool = False
         if trainer.logger is not False:
             chosen = [] if trainer.logger in (None, True) else as_list(trainer.logger)
             loggers = [CSVLogger(self.folder, "", ""), TensorBoardLogger(self.folder, "", ""), *chosen]
-        return super().instantiate_trainer(
-            callbacks=callbacks, logger=loggers, default_root_dir=str(self.folder), **kwargs
-        )
+        return {"callbacks": callbacks, "logger": loggers, "default_root_dir": str(self.folder)}
 
     def execute(self) -> None:
         """Runs the command and writes its metrics into the run folder."""
         if self.trainer.is_global_zero:
+            (self.folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False))
+            mark_latest(self.folder, self.command)
             print(f"run folder: {self.folder}", flush=True)
         arguments: dict[str, Any] = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
         if self.command == "predict":
@@ -113,6 +128,24 @@ class CLI(LightningCLI):
                     json.dumps(metrics, indent=2, sort_keys=True) + "\n"
                 )
             print(f"run folder: {self.folder}", flush=True)
+
+
+def explain(error: jsonargparse.ArgumentError, options: list[str]) -> str:
+    """One line for a parser's error; an unknown option gets its nearest match and its neighbours."""
+    message = " ".join(str(error).split())
+    if message.startswith("Parser key"):
+        return one_line(error)
+    if match := re.search(r"unrecognized arguments: --([\w.]+)|Option '(.+?)' is not", message):
+        name = match[1] or match[2]
+    elif match := re.search(r"Group '(.+?)' does not accept option '(.+?)'", message):
+        name = f"{match[1]}.{match[2]}"
+    else:
+        return one_line(error)
+    group = name.rpartition(".")[0]
+    valid = [option.rpartition(".")[2] for option in options if option.rpartition(".")[0] == group]
+    if group and valid:
+        return f"{group}: {unknown_name('option', name.rpartition('.')[2], valid)}"
+    return unknown_name("option", name.partition(".")[0], {option.partition(".")[0] for option in options})
 
 
 def as_list(value: Any) -> list[Any]:
