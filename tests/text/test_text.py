@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from cgspn.text import HashTokenizer, TextTransformer
+from cgspn.text import HashTokenizer, TextConfig, TextTransformer
 from cgspn.text.tokenizer import PADDING, word_hash
 from cgspn.text.transformer import HashEmbedding
 
@@ -36,7 +36,7 @@ def test_a_word_is_the_sum_of_its_two_rows():
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_embedding_does_not_depend_on_the_other_texts(mode):
-    text = TextTransformer(12, width=32, depth=2, num_heads=2, context_length=16)
+    text = TextTransformer(12, TextConfig(width=32, num_heads=2, context_length=16))
     getattr(text, mode)()
     together = text.encode(TEXTS)
     assert together.shape == (4, 12)
@@ -46,6 +46,6 @@ def test_embedding_does_not_depend_on_the_other_texts(mode):
 
 
 def test_word_order_counts():
-    text = TextTransformer(12, width=32, depth=1, num_heads=2)
+    text = TextTransformer(12, TextConfig(width=32, depth=1, num_heads=2))
     a, b = text.encode(["tree left of boat", "boat left of tree"])
     assert not torch.allclose(a, b, atol=1e-4)

@@ -47,7 +47,8 @@ class ChannelStatistics(nn.Module):
 
     Args:
         dim: Channels.
-        eps: Added to the variance before its root is taken.
+        eps: Added to each variance, in units of the channels' mean variance, before its root is taken: a
+            branch may be small as a whole, but a channel that is constant must not become noise.
     """
 
     count: Tensor
@@ -81,7 +82,7 @@ class ChannelStatistics(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardises ``x``, shape (..., C), by the statistics; float32."""
-        return (x.float() - self.mean) * torch.rsqrt(self.variance + self.eps)
+        return (x.float() - self.mean) * torch.rsqrt(self.variance + self.eps * self.variance.mean())
 
 
 def channel_kl(

@@ -1,0 +1,10 @@
+"""Frozen teachers: a vision tower with taps and, where there is one, its text tower.
+
+A teacher's vision tower is a ``VisionEncoder``, whatever format its weights came in, so that taps and the
+student's initialisation have one code path.
+"""
+
+from cgspn.teachers.base import Teacher
+from cgspn.teachers.checkpoint import CheckpointTeacher
+
+__all__ = ["CheckpointTeacher", "Teacher"]

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cgspn.text.tokenizer import PADDING, HashTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The shape of a ``TextTransformer``.
+
+    Args:
+        width: Channels inside.
+        depth: Layers.
+        num_heads: Attention heads.
+        num_buckets: Rows of each of the two word tables.
+        context_length: Words kept of a text.
+    """
+
+    width: int = 128
+    depth: int = 2
+    num_heads: int = 4
+    num_buckets: int = 4096
+    context_length: int = 64
 
 
 class HashEmbedding(nn.Module):
@@ -42,31 +62,28 @@ class TextTransformer(nn.Module):
 
     Args:
         output_dim: Channels of the text embedding, those of the image summary it is compared with.
-        width: Channels inside.
-        depth: Layers.
-        num_heads: Attention heads.
-        num_buckets: Rows of each of the two word tables.
-        context_length: Words kept of a text.
+        config: The tower's shape.
     """
 
-    def __init__(
-        self,
-        output_dim: int,
-        width: int = 128,
-        depth: int = 2,
-        num_heads: int = 4,
-        num_buckets: int = 4096,
-        context_length: int = 64,
-    ) -> None:
+    def __init__(self, output_dim: int, config: TextConfig) -> None:
         super().__init__()
-        self.tokenizer = HashTokenizer(context_length)
-        self.embedding = HashEmbedding(num_buckets, width)
-        self.pos_embed = nn.Parameter(torch.zeros(context_length, width))
+        width = config.width
+        self.tokenizer = HashTokenizer(config.context_length)
+        self.embedding = HashEmbedding(config.num_buckets, width)
+        self.pos_embed = nn.Parameter(torch.zeros(config.context_length, width))
         nn.init.normal_(self.pos_embed, std=0.01)
         layer = nn.TransformerEncoderLayer(
-            width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width,
+            config.num_heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
-        self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(
+            layer, config.depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
         self.proj = nn.Linear(width, output_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
