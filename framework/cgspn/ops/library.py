@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from cgspn.ops import registration
 
 FORCE_REFERENCE = "CGSPN_REFERENCE"
 LIBRARY_DIR = "CGSPN_LIBRARY_DIR"
@@ -36,32 +37,24 @@ class Status:
         return self.path is not None
 
 
-@functools.cache
-def load() -> dict[str, Status]:
-    """Loads what can be loaded, once, and returns the status per device type."""
+def active(device: torch.device) -> bool:
+    """Whether the native operators run on ``device``; else the reference does."""
+    if device.type == "meta":
+        return STATUS["cpu"].active
+    return device.type in STATUS and STATUS[device.type].active
+
+
+def _load_all() -> dict[str, Status]:
     cpu = _load("cpu", "_C")
+    if cpu.active:
+        registration.register()
     if torch.version.cuda is None:
         cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
     elif not cpu.active:
-        cuda = Status("cuda", None, f"needs the CPU library ({cpu.reason})")
+        cuda = Status("cuda", None, f"it needs the CPU library: {cpu.reason}")
     else:
         cuda = _load("cuda", "_C_cuda")
     return {"cpu": cpu, "cuda": cuda}
-
-
-def active(device: torch.device) -> bool:
-    """Whether the native operators run on ``device``; warns once where the reference runs instead."""
-    status = load().get(device.type)
-    if status is None or status.active:
-        return status is not None
-    if not torch.compiler.is_compiling():
-        _warn_once(f"cgspn runs the plain PyTorch reference on {device.type}, slowly: {status.reason}.")
-    return False
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def _load(device: str, name: str) -> Status:
@@ -95,3 +88,20 @@ def _build_reason(device: str) -> str:
     except ModuleNotFoundError:
         return "the package was not installed with pip, so nothing was built"
     return str(getattr(build, device.upper()))
+
+
+def _warn(statuses: dict[str, Status]) -> None:
+    missing = [status for status in statuses.values() if not status.active]
+    if torch.version.cuda is None:
+        missing = [status for status in missing if status.device == "cpu"]
+    for status in missing:
+        warnings.warn(
+            f"cgspn runs the plain PyTorch reference on {status.device}, which is slow: {status.reason}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+# Loaded on import, so that compiled code finds the operators and the answer is a constant.
+STATUS = _load_all()
+_warn(STATUS)

@@ -2,6 +2,7 @@
 //
 // Tensors are pointers with strides in elements; any stride is accepted, 0 included for inputs.
 // A null data pointer means that the tensor is absent (lam, u: all ones) or not asked for (outputs).
+// No size is 0 here: callers return early for empty tensors.
 #pragma once
 
 #include <cstddef>
@@ -61,6 +62,17 @@ struct LineScanBackward {
   ImageView dx;
   AffinityView da;
   DirectionView dlam, du;
+};
+
+// `shape.channels` equals `shape.affinity_channels`; `chunk` and `normalize` are not read.
+struct RowStochasticForward {
+  LineScanShape shape;
+  AffinityView a, w;
+};
+
+struct RowStochasticBackward {
+  LineScanShape shape;
+  AffinityView dw, a, da;
 };
 
 }  // namespace cgspn

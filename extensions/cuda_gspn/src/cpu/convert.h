@@ -1,0 +1,124 @@
+// Runs of elements between memory (any dtype) and line buffers (float or double).
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace cgspn::cpu {
+namespace {
+
+// Storage of float16 and bfloat16: the bits.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float widen(BFloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+
+inline float widen(Half v) {
+#if defined(__F16C__)
+  return _cvtsh_ss(v.bits);
+#else
+  const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000) << 16, magnitude = v.bits & 0x7fff;
+  if (magnitude >= 0x7c00) return bit_cast<float>(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+  // Scaling by 2^112 moves the exponent and turns subnormal halves into normal floats.
+  return bit_cast<float>(sign | bit_cast<uint32_t>(bit_cast<float>(magnitude << 13) * 0x1p112f));
+#endif
+}
+
+inline float widen(float v) { return v; }
+inline double widen(double v) { return v; }
+
+template <class Out, class T>
+inline Out narrow(T v) {
+  return v;
+}
+
+template <>
+inline BFloat16 narrow(float v) {
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  if (v != v) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+template <>
+inline Half narrow(float v) {
+#if defined(__F16C__)
+  return {static_cast<uint16_t>(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  const uint32_t bits = bit_cast<uint32_t>(v), magnitude = bits & 0x7fffffff;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
+  if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (magnitude < 0x38800000) {
+    // Adding 0.5 aligns the subnormal's last place with the float's, which rounds to nearest even.
+    const float aligned = bit_cast<float>(magnitude) + 0.5f;
+    return {static_cast<uint16_t>(sign | (bit_cast<uint32_t>(aligned) - 0x3f000000))};
+  }
+  const uint32_t rounded = magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1);
+  return {static_cast<uint16_t>(sign | rounded >> 13)};
+#endif
+}
+
+// Eight elements at a time; -1 where this instruction set has no better way than one by one.
+typedef float Float8 __attribute__((vector_size(32)));
+typedef uint32_t UInt8x32 __attribute__((vector_size(32)));
+typedef uint16_t UInt8x16 __attribute__((vector_size(16)));
+
+inline void widen8(float* to, const BFloat16* from) {
+  UInt8x16 bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const UInt8x32 wide = __builtin_convertvector(bits, UInt8x32) << 16;
+  std::memcpy(to, &wide, sizeof wide);
+}
+
+inline void narrow8(BFloat16* to, const float* from) {
+  UInt8x32 bits;
+  std::memcpy(&bits, from, sizeof bits);
+  const UInt8x32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  const UInt8x32 is_nan = (bits & 0x7fffffff) > 0x7f800000;
+  const UInt8x16 out = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), UInt8x16);
+  std::memcpy(to, &out, sizeof out);
+}
+
+inline void widen8(float* to, const Half* from) {
+#if defined(__F16C__)
+  __m128i bits;
+  std::memcpy(&bits, from, sizeof bits);
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(bits));
+#else
+  for (int i = 0; i < 8; ++i) to[i] = widen(from[i]);
+#endif
+}
+
+inline void narrow8(Half* to, const float* from) {
+#if defined(__F16C__)
+  const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &bits, sizeof bits);
+#else
+  for (int i = 0; i < 8; ++i) to[i] = narrow<Half>(from[i]);
+#endif
+}
+
+inline void widen8(float* to, const float* from) { std::memcpy(to, from, 32); }
+inline void narrow8(float* to, const float* from) { std::memcpy(to, from, 32); }
+inline void widen8(double* to, const double* from) { std::memcpy(to, from, 64); }
+inline void narrow8(double* to, const double* from) { std::memcpy(to, from, 64); }
+
+template <class T, class In>
+inline void read_run(T* __restrict to, const In* __restrict from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) widen8(to + i, from + i);
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+
+template <class T, class Out>
+inline void write_run(Out* __restrict to, const T* __restrict from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) narrow8(to + i, from + i);
+  for (; i < n; ++i) to[i] = narrow<Out>(from[i]);
+}
+
+}  // namespace
+}  // namespace cgspn::cpu

@@ -1,0 +1,93 @@
+// Forward scans of one block along one axis.
+#pragma once
+
+#include "cpu/readers.h"
+
+namespace cgspn::cpu {
+namespace {
+
+template <class T, class In>
+void forward_as(const LineScanForward& call, const Block& block, Partial partial) {
+  const LineScanShape& shape = call.shape;
+  const Extent extent = extent_of(shape, block);
+  const int64_t together = lines_together(block, extent);
+  AffinityReader<T, In> affinity(shape, block, together);
+  GateReader<T, In> lam(call.lam, shape, block, together), u(call.u, shape, block, together);
+  const bool separate = !call.sum && call.y.data != nullptr;
+  const Lines<T> x(together, extent.size(), 0), y(separate ? together : 0, extent.size(), 0);
+  // Two groups of lines take turns, so that the line before a group is still there.
+  const Lines<T> h(2 * together, extent.size(), extent.channels);
+  bool add = false;
+  for (int d = 0; d < shape.num_directions; ++d) {
+    const Direction direction = shape.directions[d];
+    if (is_vertical(direction) != block.vertical) continue;
+    const T* h_before = nullptr;
+    int64_t group = 0;
+    for (int64_t first = 0; first < extent.lines; first += together, group ^= together) {
+      const int64_t count = extent.lines - first < together ? extent.lines - first : together;
+      read_lines(x[0], x.stride(), plane<In>(call.x, shape, block, d).from_line(first), count, extent);
+      affinity.read(call.a, shape, block, d, first, count);
+      lam.read(call.lam, shape, block, d, first, count);
+      if (call.y.data != nullptr) u.read(call.u, shape, block, d, first, count);
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t i = first + t;
+        ForwardLine<T> line{};
+        line.size = extent.size();
+        line.channels = extent.channels;
+        line.x = x[t];
+        line.lam = lam.line(t);
+        line.u = u.line(t);
+        for (int k = 0; k < 3; ++k) line.a[k] = affinity.line(k, t);
+        line.h_before = starts_segment(i, shape.chunk) ? nullptr : h_before;
+        line.h = h[group + t];
+        if (separate) line.y = y[t];
+        if (call.sum) line.y = static_cast<T*>(partial.data) + image_line(direction, i, extent.lines) * partial.stride;
+        line.add = add;
+        affinity.logits() ? forward_line<T, true>(line) : forward_line<T, false>(line);
+        h_before = line.h;
+      }
+      if (call.state.data != nullptr) {
+        write_lines(plane<In>(call.state, shape, block, d).from_line(first), h[group], h.stride(), count, extent);
+      }
+      if (separate) write_lines(plane<In>(call.y, shape, block, d).from_line(first), y[0], y.stride(), count, extent);
+    }
+    add = call.sum;
+  }
+}
+
+// Image rows [row_begin, row_end) of the sum of both axes' partial sums.
+template <class T, class Out>
+void combine_as(
+    const LineScanShape& shape, const ImageView& to, const Block& block, Partial vertical, Partial horizontal,
+    int64_t row_begin, int64_t row_end) {
+  const Extent extent{shape.height, shape.width, block.channels};
+  const int64_t offset = block.batch * to.b + block.channel * to.c;
+  const Plane<Out> out = plane<Out>(to.data, offset, to.c, to.h, to.w, shape, Direction::kTopBottom);
+  const T *rows = static_cast<const T*>(vertical.data), *columns = static_cast<const T*>(horizontal.data);
+  constexpr int64_t kRows = 16;
+  const Lines<T> sum(kRows, extent.size(), 0);
+  for (int64_t row = row_begin; row < row_end; row += kRows) {
+    const int64_t count = row_end - row < kRows ? row_end - row : kRows;
+    for (int64_t j = 0; columns != nullptr && j < extent.positions; ++j) {
+      const T* column = columns + j * horizontal.stride + row * block.channels;
+      for (int64_t t = 0; t < count; ++t) {
+        for (int64_t c = 0; c < block.channels; ++c) sum[t][j * block.channels + c] = column[t * block.channels + c];
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      const T* line = sum[t];
+      if (rows != nullptr) {
+        const T* other = rows + (row + t) * vertical.stride;
+        if (columns == nullptr) {
+          line = other;
+        } else {
+          for (int64_t e = 0; e < extent.size(); e += kLanes<T>) store(sum[t] + e, load(other + e) + load(line + e));
+        }
+      }
+      write_line(out.from_line(row + t), line, extent);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cgspn::cpu

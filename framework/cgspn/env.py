@@ -1,0 +1,60 @@
+"""``python -m cgspn.env``: versions, what native code is active and why not, in a form fit for a bug report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+import torch
+
+import cgspn
+from cgspn.ops import library
+
+PACKAGES = (
+    "lightning",
+    "jsonargparse",
+    "torchmetrics",
+    "onedl-mmengine",
+    "onedl-mmsegmentation",
+    "onedl-mmcv",
+    "webdataset",
+    "numpy",
+    "safetensors",
+)
+
+
+def report() -> str:
+    """The report as text, one fact a line."""
+    lines = [
+        ("cgspn", cgspn.__version__),
+        ("python", f"{platform.python_version()} ({sys.executable})"),
+        ("platform", platform.platform()),
+        ("cpu", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+        ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"),
+    ]
+    lines += [(f"gpu {i}", _gpu(i)) for i in range(torch.cuda.device_count())]
+    for status in library.STATUS.values():
+        state = f"active ({status.path})" if status.active else f"not active: {status.reason}"
+        lines.append((f"native {status.device} kernels", state))
+    lines += [(name, _version(name)) for name in PACKAGES]
+    lines += sorted((name, value) for name, value in os.environ.items() if name.startswith("CGSPN_"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def _gpu(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    print(report())
