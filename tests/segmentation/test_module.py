@@ -186,6 +186,10 @@ def test_init_from_a_checkpoint(small_folder, tmp_path):
     path.unlink()
     loaded = SegmentationModule.load_from_checkpoint(tmp_path / "probe.ckpt", weights_only=True)
     trainer(tmp_path / "test").test(loaded, small_data(small_folder), verbose=False)
+    resumed = trainer(tmp_path / "resumed", max_epochs=2)
+    again = SegmentationModule(ENCODER, init_from=InitFrom(str(path)))
+    resumed.fit(again, small_data(small_folder), ckpt_path=tmp_path / "probe.ckpt", weights_only=True)
+    assert resumed.current_epoch == 2
     with pytest.raises(ValueError, match=r"no weight file .*encoder\.ckpt"):
         trainer(tmp_path / "fit", max_epochs=1).fit(module, small_data(small_folder))
 

@@ -100,18 +100,38 @@ class SegmentationModule(LightningModule):
         self.register_buffer("std", channels(self.encoder.std), persistent=False)
         self.features_by_picture: dict[str, list[Tensor]] = {}
         self.examples: list[results.Example] = []
+        self.missing = False
         self._freeze()
 
     def setup(self, stage: str) -> None:
-        """Loads the encoder's weights, unless those of a whole checkpoint follow."""
-        if self.init_from is not None and stage == "fit" and self.trainer.ckpt_path is None:
-            path = self.init_from.path
-            load_weights(self.encoder, load_part(path, self.init_from.part), path)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if self.cache_features and stage == "fit" and getattr(datamodule, "augment", True):
+        """Loads the encoder's weights and checks what the data can tell only now.
+
+        Lightning does not say here whether the run is resumed. A resumed run overwrites these weights and
+        does not need them, so a missing file is an error only once training starts without it.
+        """
+        if stage != "fit":
+            return
+        if self.cache_features and getattr(getattr(self.trainer, "datamodule", None), "augment", True):
             raise ValueError(
                 "cache_features=True needs pictures that stay the same: set data.augment to False."
             )
+        self.missing = self.init_from is not None and not Path(self.init_from.path).is_file()
+        if not self.missing:
+            self._initialise()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes that the weights come from a checkpoint."""
+        self.missing = False
+
+    def on_train_start(self) -> None:
+        """Raises the error that the starting weights are missing, if they are needed."""
+        if self.missing:
+            self._initialise()
+
+    def _initialise(self) -> None:
+        if self.init_from is not None:
+            path = self.init_from.path
+            load_weights(self.encoder, load_part(path, self.init_from.part), path)
 
     def train(self, mode: bool = True) -> SegmentationModule:
         """Sets the mode; a frozen encoder stays in evaluation mode."""

@@ -40,15 +40,20 @@ def overlay(
     font = ImageFont.load_default(size=round(line * 0.6))
     indices, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts)[:LEGEND_ROWS]
-    rows = [(int(indices[i]), f"{classes[indices[i]]}  {100 * counts[i] / labels.size:.1f} %") for i in order]
+    rows: list[tuple[int | None, str]] = [
+        (int(indices[i]), f"{classes[indices[i]]}  {100 * counts[i] / labels.size:.1f} %") for i in order
+    ]
+    if len(indices) > len(rows):
+        rows.append((None, f"and {len(indices) - len(rows)} more"))
     width = round(max(font.getlength(text) for _, text in rows)) + 3 * line
     sheet = Image.new("RGB", (blended.width + width, blended.height), "white")
     sheet.paste(blended, (0, 0))
     draw = ImageDraw.Draw(sheet)
     for row, (index, text) in enumerate(rows):
         left, top = blended.width + line // 2, round((row + 0.75) * line)
-        box = (left, top, left + round(line * 0.7), top + round(line * 0.7))
-        draw.rectangle(box, fill=tuple(palette[index]), outline="black")
+        if index is not None:
+            box = (left, top, left + round(line * 0.7), top + round(line * 0.7))
+            draw.rectangle(box, fill=tuple(palette[index]), outline="black")
         draw.text((left + line, top + line * 0.35), text, fill="black", font=font, anchor="lm")
     return sheet
 
