@@ -12,9 +12,6 @@ from cgspn import registry
 from cgspn.cli.errors import UsageError
 from cgspn.errors import unknown_name
 
-# Imported only when a name is not known yet.
-OPTIONAL_MODULES = ("cgspn.segmentation",)
-
 
 def find_class(key: str, name: str, base: type) -> type:
     """The subclass of ``base`` with this short name or import path.
@@ -32,10 +29,6 @@ def find_class(key: str, name: str, base: type) -> type:
             return found
         raise UsageError(f"{key}: {name!r} is not a {base.__name__}.")
     if name not in (known := subclasses(base)):
-        for module in OPTIONAL_MODULES:
-            importlib.import_module(module)
-        known = subclasses(base)
-    if name not in known:
         raise UsageError(unknown_name(key, name, public_subclasses(base)))
     return known[name]
 

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 # Their ValueErrors are messages about the input; numpy's or torch's would be a bug of ours.
 USER_FACING_PACKAGES = ("cgspn", "jsonargparse", "lightning")
+# Which extra brings a package.
+EXTRAS = {"webdataset": "data", "mmseg": "seg", "mmcv": "seg", "matplotlib": "report"}
 STATE_DICT_ERROR = "Error(s) in loading state_dict"
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type|NestedArg\("
@@ -67,6 +69,8 @@ def is_users(error: BaseException) -> bool:
     """Whether the message of an error says all that its reader needs."""
     if isinstance(error, OSError | UsageError | argparse.ArgumentError):
         return True
+    if isinstance(error, ModuleNotFoundError):
+        return extra_of(error) is not None
     if type(error).__name__ == "MisconfigurationException":
         return True
     if isinstance(error, RuntimeError) and str(error).startswith(STATE_DICT_ERROR):
@@ -85,6 +89,8 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if text.startswith("Caught ") and "DataLoader worker" in text:
         return text.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error)):
+        return f"{error.name} is not installed; get it with: pip install 'cgspn[{extra}]'"
     if isinstance(error, OSError) and error.strerror:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return ": ".join([error.strerror, *files])
@@ -95,6 +101,11 @@ def one_line(error: BaseException) -> str:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         return f"The checkpoint does not fit the model: {complaints[0]:.400}{more}"
     return " ".join(text.split())
+
+
+def extra_of(error: ModuleNotFoundError) -> str | None:
+    """The extra of cgspn that brings the missing module."""
+    return EXTRAS.get((error.name or "").partition(".")[0])
 
 
 def parser_message(error: argparse.ArgumentError) -> str:

@@ -53,9 +53,8 @@ def expand(arguments: Sequence[str], scratch: Path) -> list[str]:
         known = ", ".join(sorted(public_subclasses(LightningModule)))
         raise UsageError(f"No model is given; name a config file with -c, or a class with --model: {known}.")
     for content in line.files:
-        section = content.get("model")
-        if isinstance(section, Mapping) and "class_path" not in section:
-            content["model"] = {"class_path": class_path(model_class), **section}
+        if isinstance(content.get("model"), Mapping):
+            content["model"] = spelled_out(content["model"], model_class)
     check_arguments(line, "model", model_class, LightningModule)
     if data_class is not None:
         check_arguments(line, "data", data_class, LightningDataModule)
@@ -80,11 +79,9 @@ def merge_nodes(line: CommandLine, model_class: type) -> dict[str, Any]:
     }
     layers: dict[str, list[Any]] = {name: [] for name in parameters}
     for content in line.files:
-        section = content.get("model")
-        if isinstance(section, dict):
-            for mapping in (section, section.get("init_args") or {}):
-                for name in layers.keys() & mapping.keys():
-                    layers[name].append(mapping.pop(name))
+        arguments = (content.get("model") or {}).get("init_args", {})
+        for name in layers.keys() & arguments.keys():
+            layers[name].append(arguments.pop(name))
     flags: dict[str, Any] = {}
     for flag in list(line.flags):
         path = flag[0].removeprefix("--model.").removeprefix("init_args.").split(".")
@@ -103,6 +100,13 @@ def merge_nodes(line: CommandLine, model_class: type) -> dict[str, Any]:
                 merged = registry.merge(merged, layer)
             nodes[name] = registry.check_value(parameter, merged, f"model.{name}")
     return nodes
+
+
+def spelled_out(section: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """A section of a config file with ``class_path`` and with all arguments below ``init_args``."""
+    loose = {name: value for name, value in section.items() if name not in CLASS_KEYS}
+    keys = {name: value for name, value in section.items() if name in CLASS_KEYS}
+    return {"class_path": class_path(cls), **keys, "init_args": {**(section.get("init_args") or {}), **loose}}
 
 
 def flag_value(flag: tuple[str, str | None]) -> Any:

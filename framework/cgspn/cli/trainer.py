@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 import cgspn
 import cgspn.data
 import cgspn.modules
+import cgspn.segmentation
 from cgspn import registry
 from cgspn.cli import TRAINER_COMMANDS
 from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
@@ -93,7 +95,7 @@ class CLI(LightningCLI):
         try:
             return super().instantiate_trainer(**self._trainer_arguments(), **kwargs)
         except Exception:
-            if self.folder.name.isdigit():
+            with contextlib.suppress(OSError):
                 self.folder.rmdir()  # Nothing is in it yet.
             raise
 
@@ -158,6 +160,8 @@ def quieten() -> None:
     for message in (
         ".*Experiment logs directory .* exists and is not empty",  # The run folder; config.yaml is in it.
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+        # Frozen parts are in eval mode on purpose.
+        ".*Found \\d+ module\\(s\\) in eval mode at the start of training",
         ".*does not have many workers which may be a bottleneck",
     ):
         warnings.filterwarnings("ignore", message)
