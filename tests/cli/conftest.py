@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-import cgspn.cli.trainer  # noqa: F401  Lightning keeps the stderr of its import, which must outlive a test.
+import cgspn.cli.trainer  # Lightning keeps the stderr of its import, which must outlive a test.
 from cgspn.cli import main
 
 SUPPORT = Path(__file__).with_name("support")

@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import cgspn
-import cgspn.data
+import cgspn.data.folder
+import cgspn.data.shards
 import cgspn.modules
 import cgspn.segmentation
 from cgspn import registry
