@@ -24,7 +24,8 @@ def resample_grid(grid: Tensor, height: int, width: int) -> Tensor:
     with torch.autocast(grid.device.type, enabled=False):
         rows = resampling_matrix(grid.shape[1], height, exact)
         columns = resampling_matrix(grid.shape[2], width, exact)
-        exact = torch.einsum("hi,wj,bijc->bhwc", rows, columns, exact)
+        exact = torch.tensordot(rows, exact, dims=([1], [1])).squeeze(1)
+        exact = torch.matmul(columns, exact)[None]
     return exact.to(grid.dtype)
 
 
