@@ -108,6 +108,10 @@ def test_bad_arguments(cgspn, arguments, message, tmp_path):
         ({"trainer": {"max_epoch": 3}}, "trainer: Unknown option 'max_epoch'; did you mean 'max_epochs'?"),
         ({"trainor": {"max_epochs": 3}}, "Unknown option 'trainor'; did you mean 'trainer'?"),
         ({"seed": 3}, "Unknown option 'seed'"),
+        ({"config": "x.yaml"}, "Config file more.yaml has the key 'config'; name further files with -c."),
+        ({"data": "..data"}, "data: '..data' is not the name or import path of a class."),
+        ({"model": {"init_args": [1]}}, "model.init_args must be a mapping, got [1]."),
+        ({"data": {"init_args": [1]}}, "data.init_args must be a mapping, got [1]."),
         ([1, 2], "Config file more.yaml must hold a mapping at its top level, got [1, 2]."),
     ],
     ids=str,
@@ -130,6 +134,13 @@ def test_commands(cgspn):
     )
     assert cgspn("fit").error.startswith(
         "No model is given; name a config file with -c, or a class with --model: "
+    )
+
+
+def test_options_of_other_commands(cgspn):
+    assert cgspn("scenes").error == "the following arguments are required: out (cgspn scenes --help)"
+    assert (
+        cgspn("scenes", "out", "--numm", 3).error == "unrecognized arguments: --numm 3 (cgspn scenes --help)"
     )
 
 

@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import cgspn
 from cgspn.cli.errors import UsageError, report_errors
@@ -47,6 +47,14 @@ Each run gets its own folder runs/<name>/<n>. CGSPN_TRACEBACK=1 shows the traceb
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0, or 2 after a one-line error.
 
@@ -75,7 +83,7 @@ def dispatch(arguments: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(unknown_name("command", name, [*TRAINER_COMMANDS, *COMMANDS]))
     module = importlib.import_module(COMMANDS[name].module)
-    parser = argparse.ArgumentParser(f"cgspn {name}", description=COMMANDS[name].summary + ".")
+    parser = Parser(f"cgspn {name}", description=COMMANDS[name].summary + ".")
     module.add_arguments(parser)
     return module.run(parser.parse_args(rest)) or 0
 

@@ -19,6 +19,8 @@ def find_class(key: str, name: str, base: type) -> type:
     Raises:
         UsageError: If there is none; the message lists the known ones.
     """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{key}: {name!r} is not the name or import path of a class.")
     if "." in name:
         module_name, _, class_name = name.rpartition(".")
         try:

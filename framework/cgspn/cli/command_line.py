@@ -85,9 +85,14 @@ def load_mapping(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"Config file {path} must hold a mapping at its top level, got {content!r:.60}.")
+    if "config" in content:
+        raise UsageError(f"Config file {path} has the key 'config'; name further files with -c.")
     for key in ("model", "data"):
         if isinstance(content.get(key), str):
             content[key] = {"class_path": content[key]}
+        arguments = content[key].get("init_args") if isinstance(content.get(key), dict) else None
+        if not isinstance(arguments, dict | None):
+            raise UsageError(f"{key}.init_args must be a mapping, got {arguments!r}.")
     return content
 
 
