@@ -56,7 +56,9 @@ def test_a_probe_learns_and_leaves_its_results(probe_run, small_folder):
     assert figures["num_parameters"] == 0
     assert figures["num_images"] == 4
     assert figures["encoder"] == RAW
-    examples = read_examples(run_folder(run))
+    examples, classes, palette = read_examples(run_folder(run))
+    assert classes[2] == "sky"
+    assert palette[2].tolist() == [6, 230, 230]
     assert [e.name for e in examples] == [f"picture_{i}.png" for i in range(4)]
     first = small_folder / "images/validation/picture_0.png"
     np.testing.assert_array_equal(examples[0].image, np.asarray(Image.open(first)))

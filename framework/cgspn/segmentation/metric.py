@@ -61,7 +61,7 @@ class PresentClassIoU(IoUMetric):
             "num_classes_present": len(present),
             "classes": [
                 {
-                    "name": names[i],
+                    "name": names[i].strip(),
                     "IoU": 100 * float(values["IoU"][i]),
                     "Acc": 100 * float(values["Acc"][i]),
                     "pixels": int(true[i]),

@@ -190,6 +190,7 @@ class SegmentationModule(LightningModule):
         """Logs the figures and writes them into the run's folder."""
         stage = "test" if self.trainer.testing else "val"
         dataset = self._dataset()
+        meta = dataset.metainfo
         figures = self.metric.evaluate(len(dataset))
         scalars = {name: float(value) for name, value in figures.items() if name != "classes"}
         for name, value in scalars.items():
@@ -214,7 +215,7 @@ class SegmentationModule(LightningModule):
                     "init_from": None if self.init_from is None else str(self.init_from.path),
                 },
             )
-            results.write_examples(folder, self.examples)
+            results.write_examples(folder, self.examples, meta["classes"], meta["palette"])
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

@@ -15,7 +15,7 @@ LEGEND_ROWS = 14
 OPACITY = 0.55
 
 
-def colours(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+def colours(labels: np.ndarray, palette: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
     """Colours (H, W, 3), uint8, of class indices (H, W); anything outside the palette is black."""
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette

@@ -41,27 +41,37 @@ class Example(NamedTuple):
         return cls(Path(path).name, np.asarray(Image.fromarray(pixels).resize(size)), *maps)
 
 
+class Examples(NamedTuple):
+    """Pictures of an evaluation, the names of all classes and their colours (num_classes, 3), uint8."""
+
+    pictures: list[Example]
+    classes: list[str]
+    palette: np.ndarray
+
+
 def write_results(folder: Path, figures: Mapping[str, Any]) -> None:
     """Writes the figures of an evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS).write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def write_examples(folder: Path, examples: Sequence[Example]) -> None:
-    """Writes pictures with truth and prediction."""
+def write_examples(
+    folder: Path, pictures: Sequence[Example], classes: Sequence[str], palette: Sequence[Sequence[int]]
+) -> None:
+    """Writes pictures with truth and prediction, and what the labels mean."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {
-        f"{i}/{field}": np.asarray(value)
-        for i, e in enumerate(examples)
-        for field, value in e._asdict().items()
-    }
+    arrays: dict[str, Any] = {"classes": np.array(classes), "palette": np.array(palette, dtype=np.uint8)}
+    for i, picture in enumerate(pictures):
+        arrays.update((f"{i}/{field}", np.asarray(value)) for field, value in picture._asdict().items())
     np.savez_compressed(folder / EXAMPLES, **arrays)
 
 
-def read_examples(folder: Path) -> list[Example]:
+def read_examples(folder: Path) -> Examples:
     """Reads what ``write_examples`` wrote."""
     with np.load(folder / EXAMPLES) as arrays:
-        return [
+        count = sum(name.endswith("/name") for name in arrays.files)
+        pictures = [
             Example(str(arrays[f"{i}/name"]), *(arrays[f"{i}/{field}"] for field in Example._fields[1:]))
-            for i in range(len(arrays.files) // len(Example._fields))
+            for i in range(count)
         ]
+        return Examples(pictures, arrays["classes"].tolist(), arrays["palette"])
