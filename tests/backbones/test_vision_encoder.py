@@ -106,6 +106,12 @@ def test_only_the_chosen_blocks_use_attention():
     assert [block.operator.num_heads for block in encoder.blocks] == [4, 2, 4]
 
 
+def test_an_operator_can_be_given_by_its_bare_name():
+    encoder = VisionEncoder(img_size=32, depth=1, embed_dim=32, num_heads=2, operator="cgspn")
+    assert encoder.pos_embed is None
+    assert type(encoder.blocks[0].operator).__name__ == "CGSPN"
+
+
 def test_drop_path_rises_with_depth_and_acts_in_training_only():
     encoder = build(drop_path_rate=0.4)
     assert [block.drop_path.rate for block in encoder.blocks] == pytest.approx([0, 0.2, 0.4])

@@ -291,5 +291,5 @@ def check_positive(**sizes: int) -> None:
 
 def needs_positions(operator: OperatorConfig) -> bool:
     """Whether the operator cannot tell positions apart, so that a position embedding has to."""
-    entry = OPERATORS.find(operator["type"])
+    entry = OPERATORS.find(OPERATORS.check(operator)["type"])
     return getattr(getattr(entry, "target", entry), "needs_positions", False)
