@@ -230,17 +230,17 @@ class VisionEncoder(nn.Module):
     def forward_with_taps(self, images: Tensor, blocks: Sequence[int] | None = None) -> EncoderTrace:
         """Runs the encoder and keeps what goes in and out of the given blocks (None: all of them)."""
         wanted = self._block_indices(blocks)
-        trace = EncoderTrace({}, {}, {}, images, images)
+        inputs, branches, outputs = {}, {}, {}
         x = self.embed(images)
         for i, block in enumerate(self.blocks):
-            if i not in wanted:
+            if i in wanted:
+                inputs[i] = x
+                x, branches[i] = self._run(cast(ViTBlock, block).forward_with_taps, x)
+                outputs[i] = x
+            else:
                 x = self._run(block, x)
-                continue
-            trace.inputs[i] = x
-            x, trace.branches[i] = self._run(cast(ViTBlock, block).forward_with_taps, x)
-            trace.outputs[i] = x
         features = self.norm(x)
-        return trace._replace(features=features, summary=self.head(features))
+        return EncoderTrace(inputs, branches, outputs, features, self.head(features))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass instead of keeping its activations."""
