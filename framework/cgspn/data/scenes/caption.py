@@ -8,7 +8,6 @@ import numpy as np
 
 from cgspn.data.scenes.canvas import Canvas
 from cgspn.data.scenes.classes import CLASSES
-from cgspn.data.scenes.materials import choose
 from cgspn.data.scenes.placing import Thing
 
 Rng = np.random.Generator
@@ -32,16 +31,16 @@ def _noun(name: str, count: int) -> str:
     return word if count == 1 else PLURALS.get(name, word + "s")
 
 
-def _where(rng: Rng, positions: Sequence[float]) -> str:
+def _where(positions: Sequence[float]) -> str:
     """Place of a group whose members have the given positions, -1 at the left edge to 1 at the right."""
     if min(positions) < -0.3 and max(positions) > 0.3:
-        return choose(rng, ("on both sides", "to the left and right"))
+        return "on both sides"
     mean = float(np.mean(positions))
     if mean < -0.3:
-        return choose(rng, ("on the left", "at the left", "to the left"))
+        return "on the left"
     if mean > 0.3:
-        return choose(rng, ("on the right", "at the right", "to the right"))
-    return choose(rng, ("in the middle", "in the center", "in the centre"))
+        return "on the right"
+    return "in the middle"
 
 
 def _groups(canvas: Canvas, things: Sequence[Thing]) -> list[tuple[str, str, list[float]]]:
@@ -65,7 +64,7 @@ def _setting(rng: Rng, canvas: Canvas, named: set[str]) -> str:
     share = np.bincount(canvas.labels.ravel(), minlength=151) / canvas.labels.size
     seen = [name for name in CLASSES if share[CLASSES[name]] > 0.02 and name not in named]
     behind = [n for n in ("mountain", "skyscraper", "building", "house", "tree") if n in seen]
-    lower = [n for n in ("road", "sidewalk", "water", "sand", "grass", "field") if n in seen]
+    lower = [n for n in ("road", "water", "sand", "grass") if n in seen]
     inside = [n for n in ("wall", "floor", "ceiling") if n in seen]
     if inside:
         rng.shuffle(inside)
@@ -75,7 +74,7 @@ def _setting(rng: Rng, canvas: Canvas, named: set[str]) -> str:
         parts.insert(0, "sky")
     if lower:
         parts.append(" and ".join(lower))
-    return choose(rng, (" above ", " over ")).join(parts)
+    return " above ".join(parts)
 
 
 def describe(rng: Rng, canvas: Canvas, things: Sequence[Thing]) -> str:
@@ -96,9 +95,9 @@ def describe(rng: Rng, canvas: Canvas, things: Sequence[Thing]) -> str:
         number = NUMBERS[count]
         noun = _noun(name, count)
         phrase = f"{number} {noun}"
-        if on and rng.random() < (0.8 if name in ("boat", "car", "bus", "truck") else 0.4):
+        if on and rng.random() < (0.8 if name in ("boat", "car", "bus") else 0.4):
             phrase += f" on the {on}"
-        phrases.append(f"{phrase} {_where(rng, positions)}")
+        phrases.append(f"{phrase} {_where(positions)}")
     setting = _setting(rng, canvas, {name for name, _, _ in groups})
     first = rng.random() < 0.4
     while True:

@@ -28,7 +28,7 @@ def _view(canvas: Canvas, rng: Rng, label: int, left: float, top: float, right: 
     sky = Paint(color(rng, "sky"), gradient=(0, float(rng.uniform(-0.3, 0.3))))
     canvas.fill(rectangle(left, top, right, bottom), sky, label)
     horizon = top + rng.uniform(0.35, 0.8) * h
-    ground = surface(rng, "field", ("plain", "rough", "leaves", "waves"), cell=0.2 * h, contrast=0.4)
+    ground = surface(rng, "grass", ("plain", "rough", "leaves", "waves"), cell=0.2 * h, contrast=0.4)
     land = hill(rng, left, right, horizon, 0.3 * h)
     land[:, 1] = np.maximum(land[:, 1], top)
     land[-2:, 1] = bottom

@@ -9,7 +9,7 @@ from cgspn.data.scenes.classes import CLASSES
 from cgspn.data.scenes.materials import even, shaded, surface
 from cgspn.data.scenes.palette import color
 from cgspn.data.scenes.shapes import ellipse, polygon, rectangle
-from cgspn.data.scenes.solids import box, cast_shadow, shade_of
+from cgspn.data.scenes.solids import cast_shadow, shade_of
 
 Rng = np.random.Generator
 
@@ -132,28 +132,6 @@ def bed(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) 
     )
 
 
-def table(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) -> None:
-    """A table: a top seen from above and four legs."""
-    label, w = CLASSES["table"], size * rng.uniform(1.5, 2.3)
-    wood = _wood(canvas, rng, size)
-    thick, deep = 0.1 * size, rng.uniform(0.15, 0.3) * size
-    cast_shadow(canvas, x, y, w, 0.3 * size)
-    top = y - size + deep
-    legs = [rectangle(x + s * 0.45 * w - 0.035 * w, top, x + s * 0.45 * w + 0.035 * w, y) for s in (-1, 1)]
-    back = [
-        rectangle(x + s * 0.36 * w - 0.025 * w, top, x + s * 0.36 * w + 0.025 * w, y - deep) for s in (-1, 1)
-    ]
-    canvas.fill(back, shaded(wood, 0.6), label, haze)
-    canvas.fill(legs, shaded(wood, 0.85), label, haze)
-    canvas.fill(
-        polygon((x - w / 2, top), (x - 0.42 * w, top - deep), (x + 0.42 * w, top - deep), (x + w / 2, top)),
-        shaded(wood, 1.2),
-        label,
-        haze,
-    )
-    canvas.fill(rectangle(x - w / 2, top, x + w / 2, top + thick), wood, label, haze)
-
-
 def chair(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) -> None:
     """A chair turned to one side: a back, a seat and four legs."""
     label, w = CLASSES["chair"], size * rng.uniform(0.55, 0.7)
@@ -184,77 +162,3 @@ def chair(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float
     canvas.fill(
         rectangle(x - 0.5 * w, seat + 0.05 * size, x + 0.5 * w, seat + 0.12 * size), wood, label, haze
     )
-
-
-def cabinet(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) -> None:
-    """A cabinet with doors or drawers and knobs."""
-    label, w = CLASSES["cabinet"], size * rng.uniform(0.6, 1.6)
-    cast_shadow(canvas, x, y, w, 0.3 * size)
-    wood = _wood(canvas, rng, size)
-    side = float(rng.uniform(-0.12, 0.12)) * w
-    box(canvas, wood, label, x - w / 2, y - size, x + w / 2, y, side=side, lid=0.05 * size, haze=haze)
-    columns, lines = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-    panels, knobs = [], []
-    for i in range(columns):
-        for j in range(lines):
-            left, top = x - w / 2 + (i + 0.1) * w / columns, y - size + (j + 0.1) * 0.95 * size / lines
-            right, bottom = left + 0.8 * w / columns, top + 0.8 * 0.95 * size / lines
-            panels.append(rectangle(left, top, right, bottom))
-            knobs.append(
-                ellipse(right - 0.12 * w / columns, (top + bottom) / 2, 0.025 * size, 0.025 * size, 8)
-            )
-    canvas.fill(panels, shaded(wood, rng.uniform(0.7, 1.25)), label, haze)
-    canvas.fill(knobs, even(color(rng, "paint"), 0.6), label, haze)
-
-
-def lamp(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) -> None:
-    """A floor lamp: a foot, a pole and a shade, mostly shining."""
-    label, half = CLASSES["lamp"], size * rng.uniform(0.18, 0.27)
-    metal = even(color(rng, "paint"), 0.6)
-    canvas.fill(
-        [
-            ellipse(x, y - 0.02 * size, 0.7 * half, 0.03 * size),
-            rectangle(x - 0.02 * size, y - 0.7 * size, x + 0.02 * size, y),
-        ],
-        metal,
-        label,
-        haze,
-    )
-    shade = surface(rng, "paint", ("plain", "folds", "stripes"), cell=0.08 * size, contrast=0.15)
-    shade = shaded(shade, rng.uniform(0.9, 1.7))
-    neck = rng.uniform(0.4, 0.8) * half
-    canvas.fill(
-        polygon(
-            (x - neck, y - size), (x + neck, y - size), (x + half, y - 0.6 * size), (x - half, y - 0.6 * size)
-        ),
-        shade,
-        label,
-        haze,
-    )
-
-
-def rug(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) -> None:
-    """A rug on the floor, ``size`` deep as seen; its near edge is at ``y``."""
-    label, w = CLASSES["rug"], size * rng.uniform(2.2, 3.5)
-    cloth = surface(
-        rng, "paint", ("stripes", "tiles", "grain", "plain", "rough"), cell=0.15 * size, contrast=0.35
-    )
-    if rng.random() < 0.35:
-        canvas.fill(ellipse(x, y - size / 2, w / 2, size / 2, 28), cloth, label, haze)
-        canvas.fill(
-            ellipse(x, y - size / 2, 0.36 * w, 0.34 * size, 28), even(color(rng, "paint")), label, haze
-        )
-        return
-    far = rng.uniform(0.72, 0.88)
-
-    def layer(k: float) -> np.ndarray:
-        top, bottom = y - size * (0.5 + 0.5 * k), y - size * (0.5 - 0.5 * k)
-        return polygon(
-            (x - far * k * w / 2, top),
-            (x + far * k * w / 2, top),
-            (x + k * w / 2, bottom),
-            (x - k * w / 2, bottom),
-        )
-
-    canvas.fill(layer(1.0), even(color(rng, "paint")), label, haze)
-    canvas.fill(layer(0.8), cloth, label, haze)

@@ -17,35 +17,25 @@ Rng = np.random.Generator
 FAR = 4.0  # beyond every edge of the picture
 
 TEXTURES_OF = {
-    "grass": ("blades", "rough", "grain"),
-    "field": ("rows", "blades", "rough"),
-    "sand": ("grain", "waves", "plain", "rough"),
-    "water": ("waves", "plain", "waves", "rough"),
-    "road": ("grain", "plain", "rough"),
-    "sidewalk": ("tiles", "plain", "bricks"),
+    "grass": ("blades", "blades", "rough"),
+    "sand": ("grain", "grain", "plain"),
+    "water": ("waves", "waves", "plain"),
+    "road": ("plain", "grain"),
 }
-PALETTE_OF = {
-    "grass": "grass",
-    "field": "field",
-    "sand": "sand",
-    "water": "water",
-    "road": "asphalt",
-    "sidewalk": "stone",
-}
+PALETTE_OF = {"grass": "grass", "sand": "sand", "water": "water", "road": "asphalt"}
 
 
 # Of each place: backdrops, grounds, things; named more than once where they are more frequent.
 PLACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "street": (
-        ("building", "skyscraper", "skyscraper", "house", "tree", "mountain"),
-        ("grass", "sidewalk", "sidewalk", "sand"),
+        ("building", "building", "skyscraper", "skyscraper", "house", "tree", "mountain"),
+        ("grass", "grass", "sand"),
         (
             "car",
             "car",
+            "car",
             "bus",
             "bus",
-            "truck",
-            "truck",
             "person",
             "person",
             "tree",
@@ -58,27 +48,12 @@ PLACES: dict[str, tuple[tuple[str, ...], ...]] = {
     "coast": (
         ("none", "none", "mountain", "skyscraper", "tree", "building"),
         ("water",),
-        ("boat", "boat", "boat", "palm", "palm", "person", "tent", "rock", "rock", "tree", "fence"),
+        ("boat", "boat", "boat", "palm", "palm", "person", "tent", "rock", "rock", "tree"),
     ),
     "country": (
         ("none", "mountain", "mountain", "tree", "house"),
-        ("grass", "field"),
-        (
-            "house",
-            "tree",
-            "tree",
-            "fence",
-            "rock",
-            "rock",
-            "tent",
-            "tent",
-            "person",
-            "palm",
-            "palm",
-            "car",
-            "truck",
-            "boat",
-        ),
+        ("grass", "grass", "sand"),
+        ("house", "tree", "tree", "palm", "fence", "fence", "rock", "tent", "tent", "person", "car", "boat"),
     ),
 }
 
@@ -160,8 +135,8 @@ def _land(canvas: Canvas, rng: Rng, kind: str, shape: np.ndarray, horizon: float
     canvas.fill(shape, paint, CLASSES[kind])
 
 
-def _road(canvas: Canvas, rng: Rng, ground: Ground, vanishing_x: float, sidewalk: bool) -> None:
-    """Lays a road to the vanishing point or across the picture, with a sidewalk if asked for."""
+def _road(canvas: Canvas, rng: Rng, ground: Ground, vanishing_x: float) -> None:
+    """Lays a road to the vanishing point or across the picture."""
     horizon, span = ground.horizon, 0.5 - ground.horizon
     if rng.random() < 0.6:
         middle = rng.uniform(-0.35, 0.35) * ground.half_width
@@ -176,9 +151,6 @@ def _road(canvas: Canvas, rng: Rng, ground: Ground, vanishing_x: float, sidewalk
             t = (y - horizon) / span
             return vanishing_x + (left - vanishing_x) * t < x < vanishing_x + (right - vanishing_x) * t
 
-        if sidewalk:
-            walk = half + rng.uniform(0.2, 0.5)
-            _land(canvas, rng, "sidewalk", strip(middle - walk, middle + walk), horizon, vanishing_x)
         _land(canvas, rng, "road", strip(middle - half, middle + half), horizon, vanishing_x)
         if rng.random() < 0.6:
             mark = even(color(rng, "sky"), 1.2)
@@ -194,15 +166,9 @@ def _road(canvas: Canvas, rng: Rng, ground: Ground, vanishing_x: float, sidewalk
                     CLASSES["road"],
                 )
         ground.regions["road"] = lambda x, y: within(middle - half, middle + half, x, y)
-        if sidewalk:
-            ground.regions["sidewalk"] = lambda x, y: within(middle - walk, middle + walk, x, y)
         return
     near = horizon + span * rng.uniform(0.55, 1.1)
     far = horizon + (near - horizon) * rng.uniform(0.3, 0.6)
-    if sidewalk:
-        low, high = horizon + (near - horizon) * 1.25, horizon + (far - horizon) * 0.75
-        _land(canvas, rng, "sidewalk", rectangle(-FAR, high, FAR, low), horizon, vanishing_x)
-        ground.regions["sidewalk"] = lambda x, y: high < y < low
     _land(canvas, rng, "road", rectangle(-FAR, far, FAR, near), horizon, vanishing_x)
     if rng.random() < 0.6:
         middle, mark = 0.45 * near + 0.55 * far, even(color(rng, "sky"), 1.2)
@@ -302,28 +268,28 @@ def draw_outdoors(rng: Rng, height: int, width: int) -> tuple[Canvas, list[Thing
     if place == "street":
         if rng.random() < 0.45:
             _canyon(canvas, rng, ground, vanishing_x)
-        _road(canvas, rng, ground, vanishing_x, sidewalk=land != "sidewalk" and rng.random() < 0.7)
+        _road(canvas, rng, ground, vanishing_x)
     elif place == "coast":
         if rng.random() < 0.8:
-            _shore(canvas, rng, ground, vanishing_x, choose(rng, ("sand", "sand", "sand", "grass", "field")))
+            _shore(canvas, rng, ground, vanishing_x, choose(rng, ("sand", "sand", "sand", "grass")))
     else:
         feature = choose(rng, ("none", "pool", "land", "road", "road", "water"))
         if feature == "pool":
             _pool(canvas, rng, ground, vanishing_x, "water")
         elif feature == "land":
-            _shore(canvas, rng, ground, vanishing_x, "field" if land == "grass" else "grass")
+            _shore(canvas, rng, ground, vanishing_x, "sand" if land == "grass" else "grass")
         elif feature == "road":
-            _road(canvas, rng, ground, vanishing_x, sidewalk=False)
+            _road(canvas, rng, ground, vanishing_x)
         elif feature == "water":
             _shore(canvas, rng, ground, vanishing_x, "water")
     ground.regions[land] = lambda x, y: True
     supports = {
-        **dict.fromkeys(("car", "bus", "truck"), ("road",)),
+        **dict.fromkeys(("car", "bus"), ("road",)),
         "boat": ("water",),
-        "person": ("sidewalk", "grass", "field", "sand", "road"),
+        "person": ("grass", "sand", "road"),
     }
     for _ in range(int(rng.integers(2, 7))):
         name = choose(rng, kinds)
-        ground.place(rng, name, supports.get(name, ("sidewalk", "grass", "field", "sand")), 0.1, 0.85)
+        ground.place(rng, name, supports.get(name, ("grass", "sand")), 0.1, 0.85)
     ground.draw(canvas, rng)
     return canvas, ground.things

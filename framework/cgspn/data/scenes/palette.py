@@ -27,17 +27,28 @@ FAMILIES: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float,
     "white": ((0, 360), (0.0, 0.06), (0.85, 1.0)),
 }
 PAINTED = tuple(FAMILIES)
+# Named more than once where more frequent: typical hues make scenes look right, none gives its class away.
 PALETTES: dict[str, tuple[str, ...]] = {
-    "sky": ("blue", "blue", "grey", "cream", "rose", "teal", "violet", "straw", "white", "terracotta"),
-    "foliage": ("green", "green", "olive", "straw", "teal", "brown", "terracotta", "red"),
-    "grass": ("green", "olive", "straw", "brown", "teal"),
-    "field": ("straw", "olive", "green", "brown", "terracotta", "violet"),
-    "sand": ("straw", "cream", "brown", "grey", "rose", "olive"),
-    "water": ("blue", "teal", "grey", "green", "brown", "olive", "cream", "violet", "rose"),
-    "stone": ("grey", "brown", "cream", "dark", "terracotta", "violet", "olive", "blue"),
-    "asphalt": ("grey", "dark", "brown", "cream", "violet", "terracotta", "blue"),
-    "wood": ("brown", "terracotta", "straw", "cream", "grey", "dark", "olive"),
-    "masonry": ("terracotta", "cream", "grey", "straw", "brown", "rose", "white", "blue", "olive", "teal"),
+    "sky": ("blue",) * 5 + ("grey", "grey", "white", "cream", "rose", "teal", "violet", "straw"),
+    "foliage": ("green",) * 4 + ("olive", "olive", "straw", "brown", "terracotta", "teal"),
+    "grass": ("green",) * 4 + ("olive", "olive", "straw", "brown"),
+    "sand": ("straw",) * 4 + ("cream", "cream", "brown", "grey", "rose"),
+    "water": ("blue", "blue", "teal", "teal", "teal", "grey", "green", "olive", "violet"),
+    "stone": ("grey", "grey", "grey", "brown", "brown", "violet", "dark", "cream", "terracotta"),
+    "asphalt": ("grey", "grey", "dark", "dark", "dark", "brown", "violet", "blue"),
+    "wood": ("brown", "brown", "brown", "terracotta", "straw", "cream", "grey"),
+    "masonry": (
+        "terracotta",
+        "terracotta",
+        "cream",
+        "cream",
+        "grey",
+        "straw",
+        "rose",
+        "white",
+        "blue",
+        "olive",
+    ),
     "skin": ("brown", "terracotta", "cream"),
     "paint": PAINTED,
 }
@@ -82,13 +93,13 @@ class Light:
 def light(rng: Rng, haze: np.ndarray) -> Light:
     """Draws a light: daylight, warm, cold or dim."""
     warm = rng.uniform(-1, 1)
-    gain = rng.uniform(0.7, 1.2)
-    tint = np.array([1 + 0.16 * warm, 1 + 0.06 * rng.uniform(-1, 1), 1 - 0.16 * warm], np.float32) * gain
+    gain = rng.uniform(0.75, 1.15)
+    tint = np.array([1 + 0.1 * warm, 1 + 0.04 * rng.uniform(-1, 1), 1 - 0.1 * warm], np.float32) * gain
     return Light(
         side=float(rng.uniform(-1, 1)),
         height=float(rng.uniform(0.25, 1)),
         tint=tint.astype(np.float32),
         haze=haze,
-        thickness=float(rng.uniform(0, 0.6)),
+        thickness=float(rng.uniform(0, 0.45)),
         contrast=float(rng.uniform(0.15, 0.5)),
     )

@@ -19,7 +19,6 @@ KINDS: dict[str, tuple[Draw, float]] = {
     "car": (vehicles.car, 0.55),
     "boat": (vehicles.boat, 0.6),
     "bus": (vehicles.bus, 0.85),
-    "truck": (vehicles.truck, 0.85),
     "tree": (nature.tree, 1.4),
     "palm": (nature.palm, 1.4),
     "plant": (nature.plant, 0.75),
@@ -32,11 +31,7 @@ KINDS: dict[str, tuple[Draw, float]] = {
     "skyscraper": (structures.skyscraper, 2.2),
     "sofa": (furniture.sofa, 0.5),
     "bed": (furniture.bed, 0.55),
-    "table": (furniture.table, 0.45),
     "chair": (furniture.chair, 0.55),
-    "cabinet": (furniture.cabinet, 0.7),
-    "lamp": (furniture.lamp, 0.8),
-    "rug": (furniture.rug, 0.22),
 }
 
 
@@ -86,7 +81,7 @@ class Ground:
         full = KINDS[name][1] * self.near
         span = 0.5 - self.horizon
         for _ in range(10):
-            size = float(np.exp(rng.uniform(np.log(smallest), np.log(largest))))
+            size = smallest * (largest / smallest) ** float(rng.random() ** 0.7)
             size = min(size, 1.15 * full)
             y = self.horizon + span * size / full
             x = float(rng.uniform(-0.95, 0.95)) * self.half_width
@@ -100,11 +95,11 @@ class Ground:
         return any(abs(x - t.x) < 0.35 * (size + t.size) and abs(y - t.y) < 0.3 for t in standing)
 
     def draw(self, canvas: Canvas, rng: Rng) -> None:
-        """Draws what was placed on the ground: rugs first, then far things before near ones."""
+        """Draws what was placed on the ground, far things before near ones."""
         standing = [
             (number, thing) for number, thing in enumerate(self.things, 1) if thing.on in self.regions
         ]
-        for number, thing in sorted(standing, key=lambda item: (item[1].name != "rug", item[1].y)):
+        for number, thing in sorted(standing, key=lambda item: item[1].y):
             far = 1 - (thing.y - self.horizon) / (0.5 - self.horizon)
             haze = canvas.light.thickness * float(np.clip(far, 0, 1)) ** 3
             canvas.instance = number

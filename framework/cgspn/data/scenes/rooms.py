@@ -121,24 +121,7 @@ def draw_room(rng: Rng, height: int, width: int) -> tuple[Canvas, list[Thing]]:
     ground = Ground(vy, 0.9 * tall * span / (bottom - vy), canvas.half_width)
     ground.regions["floor"] = lambda x, y: y > bottom + 0.015
     ground.things = fitted
-    kinds = (
-        "sofa",
-        "sofa",
-        "bed",
-        "bed",
-        "table",
-        "table",
-        "chair",
-        "chair",
-        "cabinet",
-        "cabinet",
-        "lamp",
-        "lamp",
-        "plant",
-        "plant",
-        "person",
-        "rug",
-    )
+    kinds = ("sofa", "sofa", "bed", "bed", "chair", "chair", "plant", "plant", "person")
     for _ in range(int(rng.integers(2, 7))):
         name = choose(rng, kinds)
         wall_size = KINDS[name][1] * ground.near * (bottom + 0.02 - vy) / span

@@ -1,0 +1,93 @@
+"""What the DataModules share: the transform, where this process stands, and the loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from cgspn.data.bad_samples import BadSamples
+from cgspn.data.collate import Collate
+from cgspn.data.loader import EpochBatches, EpochLoader, EvaluationLoader, Position
+from cgspn.data.transforms import ImageTransform
+
+
+class ImageDataModule(LightningDataModule):
+    """Base of the DataModules for pictures.
+
+    Args:
+        batch_size: Samples in a batch of one process.
+        image_size: Side of the encoder's square input, or (height, width).
+        mean: Mean of each channel that the encoder expects, of a picture in [0, 1].
+        std: Standard deviation of each channel that the encoder expects.
+        crop: Smallest share of a training picture that a random crop keeps; None takes no random crop.
+        flip: Whether training pictures are mirrored at random.
+        seed: Seed of the order and the augmentation.
+        num_workers: Processes that load.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        image_size: int | Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop: float | None,
+        flip: bool,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}.")
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.transform = ImageTransform(image_size, mean, std)
+        self.train_transform = ImageTransform(image_size, mean, std, crop, flip)
+        self.bad_samples = BadSamples()
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among all that train."""
+        return self.trainer.global_rank if self.trainer is not None else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train."""
+        return self.trainer.world_size if self.trainer is not None else 1
+
+    def position(self) -> Position:
+        """How far training has come."""
+        if self.trainer is None:
+            return Position(0, 0)
+        progress, epoch = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.current_epoch
+        done = progress.state_dict()["current"]["processed"]
+        return Position(epoch, done, finished=progress.is_last_batch and done > 0)
+
+    def loader(
+        self, dataset: Dataset, size: int, collate: Collate, train: bool
+    ) -> EpochLoader | EvaluationLoader:
+        """A loader of a data set that is read by (index, epoch), shuffled for training."""
+        batches = EpochBatches(
+            size, self.batch_size, self.seed if train else None, self.rank, self.world_size
+        )
+        if train and not len(batches):
+            needed = f"a batch of {self.batch_size} on each of {self.world_size} processes"
+            raise ValueError(f"{size} training samples do not fill {needed}.")
+        loader = DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=collate)
+        if not train:
+            return EvaluationLoader(loader, len(batches))
+        order = {
+            "samples": size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "world_size": self.world_size,
+        }
+        return EpochLoader(loader, batches, self.position, order)
+
+    def teardown(self, stage: str) -> None:
+        """Says how many samples were left out, if any."""
+        if count := self.bad_samples.count:
+            print(f"{count} bad samples were left out.")
