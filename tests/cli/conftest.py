@@ -106,6 +106,7 @@ def shell():
             capture_output=True,
             text=True,
             timeout=timeout,
+            start_new_session=True,
         )
         return Result(done.returncode, done.stdout, done.stderr)
 

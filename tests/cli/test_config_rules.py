@@ -104,7 +104,7 @@ def test_dataclasses_and_classes_merge_as_well(cgspn, config):
         "fit", "-c", "base.yaml", "-c", more, "--model.weights.near", 3, "--data.size", 32, "--print_config"
     )
     assert node(result, "weights") == {"near": 3.0, "far": 2.0}
-    assert result.config["data"]["init_args"] == {"length": 4, "size": 32}
+    assert result.config["data"]["init_args"] == {"length": 4, "size": 32, "num_workers": 0}
     assert result.config["trainer"]["max_epochs"] == 1
 
 

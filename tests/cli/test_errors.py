@@ -44,7 +44,7 @@ from cgspn.cli.errors import one_line, report_errors
         (["--model.lr=fast"], "model.lr: expected float, got fast"),
         (
             ["--data.lenght=3"],
-            "data: Unknown argument of TinyData 'lenght'; did you mean 'length'? Valid: length, size.",
+            "data: Unknown argument of TinyData 'lenght'; did you mean 'length'? Valid: length, num",
         ),
         (["--data.length=long"], "data.length: expected int, got long"),
         (["--model=tiny.NoModule"], "model: 'tiny.NoModule' is not a LightningModule."),

@@ -13,7 +13,9 @@ def checkpoint(folder):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signal_during_fit(shell, cgspn, name):
-    result = shell("fit", "-c", "base.yaml", f"--model.kill={name}", "--run.name=stopped")
+    result = shell(
+        "fit", "-c", "base.yaml", f"--model.kill={name}", "--data.num_workers=1", "--run.name=stopped"
+    )
     number = getattr(signal, name)
     assert result.code == 128 + number, result.err
     path = "runs/stopped/0/checkpoints/last.ckpt"
@@ -21,6 +23,7 @@ def test_signal_during_fit(shell, cgspn, name):
         f"cgspn: stopped by {name} at step 3; "
         f"resume with: cgspn fit -c runs/stopped/0/config.yaml --ckpt_path {path}"
     )
+    assert result.err.count("saving after this step") == 1
     assert "Traceback" not in result.err
     assert checkpoint("runs/stopped/0")["global_step"] == 3
 

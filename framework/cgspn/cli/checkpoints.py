@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.received: signal.Signals | None = None
         self.saved_step = 0
+        self.process = os.getpid()
 
     @property
     def path(self) -> Path:
@@ -82,6 +84,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes over the signals; Lightning gives them back when it is done."""
         self.saved_step = trainer.global_step
+        self.process = os.getpid()
         for number in SIGNALS:
             try:
                 signal.signal(number, self._receive)
@@ -120,6 +123,12 @@ class LastCheckpoint(Checkpoint):
             self.saved_step = trainer.global_step
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            # A loader's worker, forked with this handler: Ctrl-C is for the main process, which still
+            # needs its data; SIGTERM is how the main process ends it.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)

@@ -156,8 +156,17 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
+UNINTERESTING = (
+    "\N{ELECTRIC LIGHT BULB}",
+    "`weights_only` was not set",
+    "TPU available",
+    "Loading `train_dataloader` to estimate",
+)
+
+
 def quieten() -> None:
-    """Drops messages of Lightning that say nothing to its user."""
+    """Drops messages that say nothing to their reader, and the place in the source from the others."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     for message in (
         ".*Experiment logs directory .* exists and is not empty",  # The run folder; config.yaml is in it.
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
@@ -175,6 +184,4 @@ def quieten() -> None:
 
 def is_worth_reading(record: logging.LogRecord) -> bool:
     """Whether a log record is neither an advertisement nor an echo of what cgspn sets itself."""
-    return not record.getMessage().startswith(
-        ("\N{ELECTRIC LIGHT BULB}", "`weights_only` was not set", "TPU available")
-    )
+    return not record.getMessage().startswith(UNINTERESTING)

@@ -38,7 +38,7 @@ class TinyModule(pl.LightningModule):
         teacher: Not used.
         weights: Weights of the loss.
         lr: Learning rate.
-        kill: Name of a signal that training sends to its own process after two steps.
+        kill: Name of a signal that training sends to its process group after two steps.
         fail: Whether training raises an error that is a bug.
     """
 
@@ -60,7 +60,7 @@ class TinyModule(pl.LightningModule):
         if self.fail:
             torch.zeros(2) + torch.zeros(3)
         if self.kill and self.trainer.global_step == 2:
-            os.kill(os.getpid(), getattr(signal, self.kill))
+            os.killpg(0, getattr(signal, self.kill))
         loss = self.encoder(batch).square().mean()
         self.log("train/loss", loss)
         return loss
@@ -88,14 +88,15 @@ class TinyData(pl.LightningDataModule):
     Args:
         length: Images.
         size: Their side.
+        num_workers: Processes that load them.
     """
 
-    def __init__(self, length: int = 8, size: int = 16) -> None:
+    def __init__(self, length: int = 8, size: int = 16, num_workers: int = 0) -> None:
         super().__init__()
-        self.length, self.size = length, size
+        self.length, self.size, self.num_workers = length, size, num_workers
 
     def loader(self) -> DataLoader:
         images = torch.randn(self.length, 3, self.size, self.size, generator=torch.Generator().manual_seed(0))
-        return DataLoader(images, batch_size=2)
+        return DataLoader(images, batch_size=2, num_workers=self.num_workers)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
