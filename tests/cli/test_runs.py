@@ -87,6 +87,11 @@ def test_evaluation_has_its_own_folder_and_leaves_latest_alone(cgspn):
     assert Path("runs/base/latest").readlink() == Path("0")
 
 
+def test_evaluation_without_checkpoint_says_so(cgspn):
+    with pytest.warns(UserWarning, match="the model is evaluated as it was initialised"):
+        assert cgspn("test", "-c", "base.yaml").code == 0
+
+
 def test_periodic_checkpoint_survives_a_hard_kill(shell, cgspn):
     assert shell("fit", "-c", "base.yaml", "--checkpoint.every_n_steps=1", "--model.kill=SIGKILL").code == -9
     checkpoint = "runs/base/0/checkpoints/last.ckpt"

@@ -121,6 +121,10 @@ class CLI(LightningCLI):
             mark_latest(self.folder, self.command)
             print(f"run folder: {self.folder}", flush=True)
         arguments: dict[str, Any] = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
+        if self.command != "fit" and self.config.ckpt_path is None:
+            warnings.warn(
+                "no --ckpt_path is given: the model is evaluated as it was initialised", stacklevel=1
+            )
         if self.command == "predict":
             arguments["return_predictions"] = False
         getattr(self.trainer, self.command)(self.model, weights_only=True, **arguments)
