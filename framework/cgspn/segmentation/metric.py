@@ -40,8 +40,8 @@ class PresentClassIoU(IoUMetric):
         """Figures in percent.
 
         Returns:
-            ``mIoU``, ``aAcc``, ``mAcc``, ``num_classes_present`` and ``classes``, a list of name, IoU, Acc
-            and number of true pixels of each present class.
+            ``mIoU``, ``aAcc``, ``mAcc``, ``num_classes_present``, ``num_images`` and ``classes``, a list of
+            name, IoU, Acc and number of true pixels of each present class.
         """
         areas = [
             np.sum([area.double().numpy() for area in column], axis=0)
@@ -59,6 +59,7 @@ class PresentClassIoU(IoUMetric):
             "aAcc": 100 * float(values["aAcc"]),
             "mAcc": 100 * float(values["Acc"][present].mean()),
             "num_classes_present": len(present),
+            "num_images": len(results),
             "classes": [
                 {
                     "name": names[i].strip(),

@@ -96,8 +96,9 @@ class SegmentationModule(LightningModule):
             in_channels=[self.encoder.feature_info[i]["num_chs"] for i in self.out_indices],
             num_classes=NUM_CLASSES,
         )
-        self.register_buffer("mean", channels(self.encoder.mean), persistent=False)
-        self.register_buffer("std", channels(self.encoder.std), persistent=False)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.encoder, name), dtype=torch.float32)
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         self.features_by_picture: dict[str, list[Tensor]] = {}
         self.examples: list[results.Example] = []
         self.missing = False
@@ -192,9 +193,8 @@ class SegmentationModule(LightningModule):
         dataset = self._dataset()
         meta = dataset.metainfo
         figures = self.metric.evaluate(len(dataset))
-        scalars = {name: float(value) for name, value in figures.items() if name != "classes"}
-        for name, value in scalars.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "mIoU")
+        for name in ("mIoU", "aAcc", "mAcc", "num_classes_present"):
+            self.log(f"{stage}/{name}", float(figures[name]), prog_bar=name == "mIoU")
         if self.trainer.sanity_checking:
             return
         per_class = {f"{stage}_IoU/{row['name']}": row["IoU"] for row in figures["classes"]}
@@ -208,7 +208,6 @@ class SegmentationModule(LightningModule):
                     "stage": stage,
                     "step": self.global_step,
                     "images": dataset.data_prefix["img_path"],
-                    "num_images": len(dataset),
                     **figures,
                     "encoder": self.encoder_config,
                     "num_parameters": sum(p.numel() for p in self.encoder.parameters()),
@@ -295,11 +294,6 @@ class SegmentationModule(LightningModule):
 
     def _run_folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
-
-
-def channels(values: Sequence[float]) -> Tensor:
-    """One value per channel as (1, C, 1, 1)."""
-    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
 def check_indices(indices: Sequence[int], depth: int) -> list[int]:
