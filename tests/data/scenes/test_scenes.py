@@ -111,7 +111,7 @@ def test_side_in_caption_is_right():
 def test_contexts_share_colours():
     """The mean colours of a class vary more within it than between classes."""
     colours: dict[int, list] = {}
-    for index in range(250):
+    for index in range(150):
         scene = draw_scene(11, index, 32)
         for number in np.unique(scene.labels):
             mask = scene.labels == number

@@ -88,23 +88,29 @@ def describe(rng: Rng, canvas: Canvas, things: Sequence[Thing]) -> str:
     Returns:
         A caption of at most 24 words, the most visible things first.
     """
-    phrases = []
+    phrases: list[str] = []
+    supports: list[str] = []
     groups = _groups(canvas, things)
     for name, on, positions in groups:
         count = min(len(positions), 6)
-        number = NUMBERS[count]
-        noun = _noun(name, count)
-        phrase = f"{number} {noun}"
-        if on and rng.random() < (0.8 if name in ("boat", "car", "bus") else 0.4):
-            phrase += f" on the {on}"
-        phrases.append(f"{phrase} {_where(positions)}")
+        phrases.append(f"{NUMBERS[count]} {_noun(name, count)}{{}} {_where(positions)}")
+        said = on and rng.random() < (0.8 if name in ("boat", "car", "bus") else 0.3)
+        supports.append(f" on the {on}" if said else "")
     setting = _setting(rng, canvas, {name for name, _, _ in groups})
     first = rng.random() < 0.4
-    while True:
-        parts = [*phrases]
+
+    def text() -> str:
+        parts = [phrase.format(support) for phrase, support in zip(phrases, supports, strict=True)]
         if setting:
             parts = [setting, *parts] if first else [*parts, setting]
-        text = ", ".join(parts)
-        if len(text.split()) <= MAX_WORDS or len(phrases) <= 1:
-            return text
-        phrases.pop()
+        return ", ".join(parts)
+
+    # Too long: first what things stand on goes, then the least visible things.
+    while len(text().split()) > MAX_WORDS:
+        if any(supports):
+            last = max(k for k, support in enumerate(supports) if support)
+            supports[last] = ""
+        else:
+            phrases.pop()
+            supports.pop()
+    return text()

@@ -14,9 +14,8 @@ from cgspn.data.scenes.solids import cast_shadow, shade_of
 Rng = np.random.Generator
 
 
-def _cloth(canvas: Canvas, rng: Rng, size: float) -> Paint:
-    textures = ("plain", "stripes", "folds", "grain", "tiles")
-    return surface(rng, "paint", textures, cell=0.22 * size, contrast=0.2, gradient=shade_of(canvas))
+def _cloth(canvas: Canvas, rng: Rng, size: float, textures: tuple[str, ...]) -> Paint:
+    return surface(rng, "paint", textures, cell=0.18 * size, contrast=0.3, gradient=shade_of(canvas))
 
 
 def _wood(canvas: Canvas, rng: Rng, size: float) -> Paint:
@@ -30,7 +29,7 @@ def sofa(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float)
     """A sofa from the front: a back, two arms, a seat with cushions."""
     label, w = CLASSES["sofa"], size * rng.uniform(1.9, 2.6)
     cast_shadow(canvas, x, y, 1.05 * w, 0.3 * size)
-    cloth = _cloth(canvas, rng, size)
+    cloth = _cloth(canvas, rng, size, ("plain", "folds", "grain"))
     canvas.fill(
         rectangle(x - 0.46 * w, y - size, x + 0.46 * w, y - 0.2 * size), shaded(cloth, 0.85), label, haze
     )
@@ -62,7 +61,7 @@ def bed(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float) 
     frame, sheet, blanket = (
         _wood(canvas, rng, size),
         even(color(rng, "paint"), 1.2),
-        _cloth(canvas, rng, size),
+        _cloth(canvas, rng, size, ("tiles", "stripes", "plain")),
     )
     if rng.random() < 0.5:
         w = size * rng.uniform(1.4, 1.9)
@@ -136,7 +135,7 @@ def chair(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float
     """A chair turned to one side: a back, a seat and four legs."""
     label, w = CLASSES["chair"], size * rng.uniform(0.55, 0.7)
     s = 1 if rng.random() < 0.5 else -1
-    wood, cloth = _wood(canvas, rng, size), _cloth(canvas, rng, size)
+    wood, cloth = _wood(canvas, rng, size), _cloth(canvas, rng, size, ("plain", "stripes"))
     cast_shadow(canvas, x, y, w, 0.4 * size)
     seat = y - 0.46 * size
     posts = [

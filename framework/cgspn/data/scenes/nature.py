@@ -16,7 +16,7 @@ Rng = np.random.Generator
 
 def _foliage(canvas: Canvas, rng: Rng, cell: float) -> Paint:
     return surface(
-        rng, "foliage", ("leaves", "grain", "rough"), cell=cell, contrast=0.7, gradient=shade_of(canvas)
+        rng, "foliage", ("leaves", "leaves", "grain"), cell=cell, contrast=0.9, gradient=shade_of(canvas)
     )
 
 
@@ -138,7 +138,7 @@ def rock(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float)
     w = size * rng.uniform(0.6, 0.95)
     cast_shadow(canvas, x, y, 1.9 * w, 0.6 * size)
     stone = surface(
-        rng, "stone", ("ridges", "rough", "grain"), cell=0.35 * size, contrast=0.5, gradient=shade_of(canvas)
+        rng, "stone", ("ridges", "ridges", "rough"), cell=0.35 * size, contrast=0.5, gradient=shade_of(canvas)
     )
     shape = blob(rng, x, y - 0.45 * size, w, 0.55 * size, 0.12, 14)
     shape[:, 1] = np.minimum(shape[:, 1], y)

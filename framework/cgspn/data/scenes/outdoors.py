@@ -17,10 +17,10 @@ Rng = np.random.Generator
 FAR = 4.0  # beyond every edge of the picture
 
 TEXTURES_OF = {
-    "grass": ("blades", "blades", "rough"),
-    "sand": ("grain", "grain", "plain"),
-    "water": ("waves", "waves", "plain"),
-    "road": ("plain", "grain"),
+    "grass": ("blades", "blades", "blades", "rough"),
+    "sand": ("grain", "grain", "grain", "plain"),
+    "water": ("waves", "waves", "waves", "plain"),
+    "road": ("plain", "plain", "grain"),
 }
 PALETTE_OF = {"grass": "grass", "sand": "sand", "water": "water", "road": "asphalt"}
 
@@ -85,7 +85,7 @@ def _backdrop(canvas: Canvas, rng: Rng, kind: str, horizon: float) -> None:
             rock = surface(
                 rng,
                 "stone",
-                ("ridges", "rough", "leaves"),
+                ("ridges", "ridges", "rough"),
                 cell=0.16,
                 contrast=0.45,
                 gradient=(light_.side * 0.3, 0),
@@ -129,7 +129,7 @@ def _land(canvas: Canvas, rng: Rng, kind: str, shape: np.ndarray, horizon: float
 
     light_ = canvas.light
     paint = surface(
-        rng, PALETTE_OF[kind], TEXTURES_OF[kind], cell=float(rng.uniform(0.2, 0.5)), contrast=0.45,
+        rng, PALETTE_OF[kind], TEXTURES_OF[kind], cell=float(rng.uniform(0.2, 0.5)), contrast=0.6,
         project=project, gradient=(0.5 * light_.contrast * light_.side, float(rng.uniform(-0.3, 0.3))),
     )  # fmt: skip
     canvas.fill(shape, paint, CLASSES[kind])
@@ -288,7 +288,7 @@ def draw_outdoors(rng: Rng, height: int, width: int) -> tuple[Canvas, list[Thing
         "boat": ("water",),
         "person": ("grass", "sand", "road"),
     }
-    for _ in range(int(rng.integers(2, 7))):
+    for _ in range(int(rng.integers(2, 6))):
         name = choose(rng, kinds)
         ground.place(rng, name, supports.get(name, ("grass", "sand")), 0.1, 0.85)
     ground.draw(canvas, rng)

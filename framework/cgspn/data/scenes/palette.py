@@ -100,6 +100,6 @@ def light(rng: Rng, haze: np.ndarray) -> Light:
         height=float(rng.uniform(0.25, 1)),
         tint=tint.astype(np.float32),
         haze=haze,
-        thickness=float(rng.uniform(0, 0.45)),
+        thickness=float(rng.uniform(0, 0.35)),
         contrast=float(rng.uniform(0.15, 0.5)),
     )

@@ -81,7 +81,7 @@ class Ground:
         full = KINDS[name][1] * self.near
         span = 0.5 - self.horizon
         for _ in range(10):
-            size = smallest * (largest / smallest) ** float(rng.random() ** 0.7)
+            size = smallest * (largest / smallest) ** float(rng.random() ** 0.5)
             size = min(size, 1.15 * full)
             y = self.horizon + span * size / full
             x = float(rng.uniform(-0.95, 0.95)) * self.half_width

@@ -41,7 +41,7 @@ def _shell(
     floor = surface(
         rng,
         "wood" if rng.random() < 0.5 else "masonry",
-        ("planks", "tiles", "plain", "grain", "bricks"),
+        ("planks", "planks", "tiles", "tiles", "plain"),
         cell=0.35,
         contrast=0.4,
         project=flat,
@@ -80,7 +80,7 @@ def _hang(canvas: Canvas, rng: Rng, left: float, top: float, right: float, botto
     x = max(left, -canvas.half_width) + rng.uniform(0.02, 0.25) * h
     stop = min(right, canvas.half_width)
     while x < stop - 0.15 * h and len(things) < 5:
-        name = choose(rng, ("window", "window", "painting", "painting", "curtain", "door"))
+        name = choose(rng, ("window", "painting", "curtain", "door"))
         canvas.instance = len(things) + 1
         if name == "door":
             w, low, high = h * rng.uniform(0.32, 0.42), bottom, bottom - h * rng.uniform(0.68, 0.8)
@@ -107,7 +107,7 @@ def draw_room(rng: Rng, height: int, width: int) -> tuple[Canvas, list[Thing]]:
     """Draws a room: from the whole of it down to a corner of a wall."""
     tilt = float(rng.normal(0, 0.05))
     canvas = Canvas(height, width, light(rng, np.full(3, 0.5, np.float32)), tilt)
-    tall = float(np.exp(rng.uniform(np.log(0.35), np.log(1.2))))
+    tall = float(np.exp(rng.uniform(np.log(0.4), np.log(1.1))))
     bottom = float(rng.uniform(-0.12, 0.3))
     top = bottom - tall
     wide = tall * rng.uniform(1.1, 2.4)
@@ -122,7 +122,7 @@ def draw_room(rng: Rng, height: int, width: int) -> tuple[Canvas, list[Thing]]:
     ground.regions["floor"] = lambda x, y: y > bottom + 0.015
     ground.things = fitted
     kinds = ("sofa", "sofa", "bed", "bed", "chair", "chair", "plant", "plant", "person")
-    for _ in range(int(rng.integers(2, 7))):
+    for _ in range(int(rng.integers(2, 5))):
         name = choose(rng, kinds)
         wall_size = KINDS[name][1] * ground.near * (bottom + 0.02 - vy) / span
         ground.place(rng, name, ("floor",), wall_size, 1.6 * wall_size)

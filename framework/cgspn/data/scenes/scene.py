@@ -51,6 +51,6 @@ def draw_scene(seed: int, index: int, height: int = 64, width: int | None = None
     draw = draw_room if rng.random() < INDOORS else draw_outdoors
     canvas, things = draw(rng, height, width)
     rgb = canvas.rgb * canvas.light.tint
-    noise = 0.02 * grain.random() * grain.standard_normal((height, width, 1), dtype=np.float32)
+    noise = 0.01 * grain.random() * grain.standard_normal((height, width, 1), dtype=np.float32)
     image = (np.clip(rgb + noise, 0, 1) * 255 + 0.5).astype(np.uint8)
     return Scene(image, canvas.labels, describe(words, canvas, things))

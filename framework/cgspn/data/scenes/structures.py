@@ -184,7 +184,7 @@ def tent(canvas: Canvas, rng: Rng, x: float, y: float, size: float, haze: float)
     cloth = surface(
         rng,
         "paint",
-        ("plain", "stripes", "folds", "grain"),
+        ("stripes", "plain", "folds"),
         cell=0.2 * size,
         contrast=0.2,
         gradient=shade_of(canvas),
