@@ -194,7 +194,7 @@ class SegmentationModule(LightningModule):
         meta = dataset.metainfo
         figures = self.metric.evaluate(len(dataset))
         for name in ("mIoU", "aAcc", "mAcc", "num_classes_present"):
-            self.log(f"{stage}/{name}", float(figures[name]), prog_bar=name == "mIoU")
+            self.log(f"{stage}/{name}", float(figures[name]), prog_bar=name == "mIoU", sync_dist=True)
         if self.trainer.sanity_checking:
             return
         per_class = {f"{stage}_IoU/{row['name']}": row["IoU"] for row in figures["classes"]}
