@@ -110,6 +110,11 @@ class Stage2Contrastive(DistillationModule):
         self.tapped = self.tap_config.indices(self.encoder.depth)
         self.contrastive_weight = contrastive_weight
         self.train_text = train_text
+        if not contrastive_weight:
+            # Nothing else reads them, and DDP refuses trainable parameters that no loss reaches.
+            for unused in (self.encoder.norm, self.encoder.head, self.logit_scale, self.logit_bias):
+                if unused is not None:
+                    unused.requires_grad_(False)
         self.text: nn.Module | None = None
         self.taps: nn.ModuleDict | None = None
 

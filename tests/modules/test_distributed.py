@@ -1,0 +1,62 @@
+"""Two processes with half a batch each train what one process with the whole batch does."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Sampler
+
+from cgspn.modules import Stage2Contrastive
+
+
+class EveryNth(Sampler):
+    """This process's share of the samples; Lightning's own sampler would shuffle them."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __iter__(self):
+        running = dist.is_initialized()
+        first, step = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
+        return iter(range(first, self.size, step))
+
+    def __len__(self):
+        return self.size // (dist.get_world_size() if dist.is_initialized() else 1)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
+    states, metrics = [], []
+    for devices in (1, 2):
+        torch.manual_seed(0)
+        module, samples = (
+            Stage2Contrastive(tiny.node("cgspn"), teacher_node, train_text=True),
+            tiny.data().samples,
+        )
+        loader = DataLoader(samples, batch_size=6 // devices, sampler=EveryNth(len(samples)))
+        strategy = "ddp_spawn" if devices == 2 else "auto"
+        saver = ModelCheckpoint(tmp_path / str(devices), save_last=True)
+        trainer = tiny.trainer(
+            tmp_path,
+            devices=devices,
+            strategy=strategy,
+            callbacks=[saver],
+            enable_checkpointing=True,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, loader, loader)
+        # The adapters exist in the spawned processes alone.
+        checkpoint = torch.load(tmp_path / str(devices) / "last.ckpt", weights_only=True)
+        states.append(checkpoint["state_dict"])
+        metrics.append(trainer.callback_metrics)
+    one, two = states
+    assert one.keys() == two.keys()
+    for name in one:
+        # The gradient of a key's bias is zero up to rounding, and AdamW steps by its sign.
+        if name.endswith(("in_proj_bias", "qkv.bias")):
+            continue
+        torch.testing.assert_close(
+            one[name], two[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    for name in ("val/retrieval/num_images", "val/retrieval/image_to_text_R@1"):
+        assert metrics[0][name] == metrics[1][name]
