@@ -37,11 +37,7 @@ __device__ __forceinline__ double narrow<double>(double v) { return v; }
 
 // exp and 1 / d as accurate as T needs: the hardware approximations lie far below half and bfloat16 rounding,
 // float32 takes the full-range exponential and one Newton step so that long scans gain no bias.
-template <typename T>
-__device__ __forceinline__ float exponential(float v) { return __expf(v); }
-template <>
-__device__ __forceinline__ float exponential<float>(float v) { return expf(v); }
-template <typename T>
+__device__ __forceinline__ float exponential(float v) { return expf(v); }
 __device__ __forceinline__ double exponential(double v) { return exp(v); }
 
 __device__ __forceinline__ float fast_reciprocal(float d) {
@@ -61,11 +57,31 @@ __device__ __forceinline__ double reciprocal(double d) { return 1.0 / d; }
 
 constexpr float kLogitFloor = -40.0f;
 
-// exp(-max(a, -40)); the comparison lets NaN through, which fmax would hide.
+// exp(-a) of a logit that is not below -40.
+template <typename T>
+__device__ __forceinline__ float decay_clamped(float a) {
+  if constexpr (sizeof(T) == 2) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a * -1.4426950408889634f));
+    return result;
+  } else {
+    return exponential(-a);
+  }
+}
+
+// exp(-max(a, -40)); NaN passes, which a plain maximum would hide.
 template <typename T>
 __device__ __forceinline__ Accumulator<T> decay(Accumulator<T> a) {
   using Acc = Accumulator<T>;
-  return exponential<T>(a < Acc(kLogitFloor) ? Acc(-kLogitFloor) : -a);
+  if constexpr (sizeof(T) == 2) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    float power, result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(power) : "f"(a * -kLog2E), "f"(-kLogitFloor * kLog2E));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(power));
+    return result;
+  } else {
+    return exponential(a < Acc(kLogitFloor) ? Acc(-kLogitFloor) : -a);
+  }
 }
 
 // Row-stochastic weights in product form: with e_k = 1 + exp(-a_k), w_k is the product of the other two e over the
