@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 
 #include "geometry.cuh"
@@ -42,10 +43,16 @@ inline bool vectorised(const AffinityView& v, int64_t bytes) {
          (base_vectorised(v.data, v.b, v.c, v.h, v.w, bytes) && aligned16(v.d * bytes) && aligned16(v.k * bytes));
 }
 
+constexpr int kMaxBlocksPerSm = 4;
+
+__global__ void occupancy_probe();
+
 struct DeviceLimits {
   bool clusters = false;
-  int multiprocessors = 1;
   size_t shared = 0;
+  // Clusters that run at once by [split][blocks that fit on a multiprocessor]. Clusters stay within groups of
+  // multiprocessors whose sizes differ from card to card, so this is asked, not computed.
+  int resident[kMaxSplit + 1][kMaxBlocksPerSm + 1] = {};
 };
 
 // Of the current device, asked once.
@@ -62,8 +69,30 @@ inline const DeviceLimits& device_limits() {
       cudaDeviceGetAttribute(&value, a, device);
       return value;
     };
-    limits[device] = {attribute(cudaDevAttrComputeCapabilityMajor) >= 9, attribute(cudaDevAttrMultiProcessorCount),
-                      static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+    DeviceLimits& l = limits[device];
+    l.clusters = attribute(cudaDevAttrComputeCapabilityMajor) >= 9;
+    l.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+    if (l.clusters) {
+      cudaFuncSetAttribute(occupancy_probe, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(l.shared));
+    }
+    for (int split = 1; split <= kMaxSplit; ++split) {
+      for (int blocks = 1; blocks <= kMaxBlocksPerSm; ++blocks) {
+        int& count = l.resident[split][blocks];
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(split);
+        config.blockDim = dim3(32);
+        config.dynamicSmemBytes = l.shared / blocks - 1024 * (blocks - 1);
+        cudaLaunchAttribute attribute;
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        if (!l.clusters || cudaOccupancyMaxActiveClusters(&count, occupancy_probe, &config) != cudaSuccess) count = 0;
+        count = std::max(count, split == 1 ? multiprocessors * blocks : 1);
+      }
+    }
+    cudaGetLastError();
   });
   return limits[device];
 }
@@ -116,13 +145,7 @@ struct Demand {
   double fixed_us, warp_us;  // time of a line: with no warp on a multiprocessor, and for each warp
 };
 
-// Clusters of `split` blocks, one block on a multiprocessor, that run at once. Clusters stay within groups of
-// multiprocessors whose sizes differ from card to card, so a few multiprocessors may be left over.
-inline int resident_clusters(int sms, int split) {
-  return std::max(1, split <= 2 ? sms / split : (sms - sms / 12) / split);
-}
-
-inline Layout plan(const LineScanShape& s, const Demand& demand) {
+inline Layout find_plan(const LineScanShape& s, const Demand& demand) {
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
   const int quads = 16 / bytes / 4;
   const int total_vectors = static_cast<int>(s.channels * bytes / 16);
@@ -159,16 +182,20 @@ inline Layout plan(const LineScanShape& s, const Demand& demand) {
                      static_cast<size_t>(demand.stages) *
                          (demand.ring_slots * l.threads + demand.border_vectors * vectors) * 16 + 64;
           if (l.shared > limit) continue;
-          const int per_sm = std::max<int>(1, std::min<int>(limit / l.shared, 65536 / (l.threads * 168)));
+          const int per_sm =
+              std::clamp<int>(std::min<int>(limit / (l.shared + 1024), 65536 / (l.threads * 168)), 1, kMaxBlocksPerSm);
           const double clusters = static_cast<double>(l.tasks(s) * sides);
-          const double places = resident_clusters(limits.multiprocessors, split);
-          const double waves = std::ceil(clusters / (places * per_sm));
-          const double warps = l.threads / 32.0 * std::max(1.0, clusters / (waves * places));
+          const double resident = std::min<double>(clusters, limits.resident[split][per_sm]);
+          const double warps = l.threads / 32.0 * std::max(1.0, resident / limits.resident[split][1]);
           const double lines = static_cast<double>(all_lines) / (parts * sides);
-          const double latency = waves * lines * (demand.fixed_us + demand.warp_us * warps);
+          const double latency = lines * (demand.fixed_us + demand.warp_us * warps);
           const double memory =
               tensor_us * (demand.tensors * d + 2) * (vectors == 8 ? 1.0 : vectors == 4 ? 1.25 : 2.0);
-          l.cost = std::max(latency, memory);
+          // Clusters run in waves, each as long as its dependent lines or its bytes take.
+          const double full_waves = std::floor(clusters / resident);
+          const double rest = clusters - full_waves * resident;
+          l.cost = full_waves * std::max(latency, memory * resident / clusters);
+          if (rest > 0) l.cost += std::max(latency, memory * rest / clusters);
           if (sides == 2) l.cost += 2 + 2 * (d / parts / 2);
           if (l.scratch) l.cost += tensor_us * (parts + 1) + 4;
           l.valid = true;
@@ -178,6 +205,27 @@ inline Layout plan(const LineScanShape& s, const Demand& demand) {
     }
   }
   return best;
+}
+
+// A call plans several times, and calls repeat.
+inline Layout plan(const LineScanShape& s, const Demand& demand) {
+  struct Last {
+    LineScanShape shape;
+    Demand demand = {};
+    int device = -1;
+    Layout layout;
+  };
+  static thread_local Last last;
+  int device = 0;
+  cudaGetDevice(&device);
+  if (last.device != device || std::memcmp(&last.shape, &s, sizeof s) != 0 ||
+      std::memcmp(&last.demand, &demand, sizeof demand) != 0) {
+    last.layout = find_plan(s, demand);
+    std::memcpy(&last.shape, &s, sizeof s);
+    std::memcpy(&last.demand, &demand, sizeof demand);
+    last.device = device;
+  }
+  return last.layout;
 }
 
 template <typename Params>
