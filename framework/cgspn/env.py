@@ -1,4 +1,4 @@
-"""``python -m cgspn.env``: versions, what native code is active and why not, in a form fit for a bug report."""
+"""``python -m cgspn.env``: versions, what native code is active and why not, fit for a bug report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def report() -> str:
 
 def _gpu(index: int) -> str:
     properties = torch.cuda.get_device_properties(index)
-    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{properties.major}{properties.minor}"
+    memory = properties.total_memory / 2**30
+    return f"{properties.name}, {memory:.0f} GiB, compute capability {properties.major}.{properties.minor}"
 
 
 def _version(package: str) -> str:

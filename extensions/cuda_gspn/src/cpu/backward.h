@@ -38,6 +38,7 @@ class RecomputedState {
 
 template <class T, class In>
 void backward_with_state(const LineScanBackward& call, const Block& block, Partial dx, SharedGradient shared) {
+  if (fits_rows<T>(call, block)) return backward_rows<T, In>(call, block, dx);
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
   const int64_t together = lines_together(block, extent), size = extent.size();

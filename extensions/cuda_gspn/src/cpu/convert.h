@@ -14,6 +14,16 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// The type that a storage type is computed in.
+template <class In>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
 inline float widen(BFloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
 
 inline float widen(Half v) {
@@ -118,6 +128,52 @@ inline void write_run(Out* __restrict to, const T* __restrict from, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) narrow8(to + i, from + i);
   for (; i < n; ++i) to[i] = narrow<Out>(from[i]);
+}
+
+// One vector from and to memory.
+typedef uint16_t Bits16 __attribute__((vector_size(kVecBytes / 2)));
+typedef uint32_t Bits32 __attribute__((vector_size(kVecBytes)));
+
+inline Vec<float> load_as(const float* p) { return load(p); }
+inline Vec<double> load_as(const double* p) { return load(p); }
+inline Vec<float> load_as(const BFloat16* p) {
+  Bits16 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return bit_cast<Vec<float>>(__builtin_convertvector(bits, Bits32) << 16);
+}
+inline Vec<float> load_as(const Half* p) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#else
+  Vec<float> v;
+  if constexpr (kLanes<float> == 8) {
+    widen8(reinterpret_cast<float*>(&v), p);
+  } else {
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+  }
+  return v;
+#endif
+}
+
+inline void store_as(float* p, Vec<float> v) { store(p, v); }
+inline void store_as(double* p, Vec<double> v) { store(p, v); }
+inline void store_as(BFloat16* p, Vec<float> v) {
+  const Bits32 bits = bit_cast<Bits32>(v);
+  const Bits32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  const Bits16 out = __builtin_convertvector(v == v ? rounded : quiet, Bits16);
+  std::memcpy(p, &out, sizeof out);
+}
+inline void store_as(Half* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  const __m512 wide = bit_cast<__m512>(v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
+#else
+  if constexpr (kLanes<float> == 8) {
+    narrow8(p, reinterpret_cast<const float*>(&v));
+  } else {
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = narrow<Half>(v[i]);
+  }
+#endif
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 // Forward scans of one block along one axis.
 #pragma once
 
-#include "cpu/readers.h"
+#include "cpu/rows.h"
 
 namespace cgspn::cpu {
 namespace {
 
 template <class T, class In>
 void forward_as(const LineScanForward& call, const Block& block, Partial partial) {
+  if (fits_rows<T>(call, block)) return forward_rows<T, In>(call, block, partial);
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
   const int64_t together = lines_together(block, extent);
