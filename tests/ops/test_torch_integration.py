@@ -1,4 +1,4 @@
-"""What torch's subsystems need of the operators: opcheck, gradcheck, compile, export, autocast, transforms."""
+"""What torch needs of the operators: opcheck, gradcheck, compile, export, autocast, transforms."""
 
 import subprocess
 import sys

@@ -46,7 +46,8 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
   const bool need_da = call.da.data != nullptr, need_state = need_da || call.du.data != nullptr;
   AffinityReader<T, In> affinity(shape, block, together);
   GateReader<T, In> lam(call.lam, shape, block, together), u(call.u, shape, block, together), dy(call.dy, shape, block, together);
-  const Lines<T> x(together, size, 0), h(need_state ? together + 1 : 0, size, extent.channels);
+  Source<T, In> x(together, extent);
+  const Lines<T> h(need_state ? together + 1 : 0, size, extent.channels);
   const auto output = [&](bool needed) { return Lines<T>(needed ? together : 0, size, 0); };
   const Lines<T> da[3] = {output(need_da), output(need_da), output(need_da)};
   const Lines<T> dlam = output(call.dlam.data != nullptr), du = output(call.du.data != nullptr);
@@ -60,7 +61,7 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
     int turn = 0;
     for (int64_t end = extent.lines; end > 0;) {
       const int64_t first = end > together ? end - together : 0, count = end - first;
-      if (call.dlam.data != nullptr) read_lines(x[0], x.stride(), plane<In>(call.x, shape, block, d).from_line(first), count, extent);
+      if (call.dlam.data != nullptr) x.read(plane<In>(call.x, shape, block, d), first, count);
       affinity.read(call.a, shape, block, d, first, count);
       lam.read(call.lam, shape, block, d, first, count);
       u.read(call.u, shape, block, d, first, count);
@@ -76,7 +77,7 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
         line.size = size;
         line.channels = extent.channels;
         line.dy = dy.line(t);
-        line.x = x[t];
+        line.x = x.line(t);
         line.lam = lam.line(t);
         line.u = u.line(t);
         if (need_state) {

@@ -15,7 +15,8 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
   AffinityReader<T, In> affinity(shape, block, together);
   GateReader<T, In> lam(call.lam, shape, block, together), u(call.u, shape, block, together);
   const bool separate = !call.sum && call.y.data != nullptr;
-  const Lines<T> x(together, extent.size(), 0), y(separate ? together : 0, extent.size(), 0);
+  Source<T, In> x(together, extent);
+  const Lines<T> y(separate ? together : 0, extent.size(), 0);
   // Two groups of lines take turns, so that the line before a group is still there.
   const Lines<T> h(2 * together, extent.size(), extent.channels);
   bool add = false;
@@ -26,7 +27,7 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
     int64_t group = 0;
     for (int64_t first = 0; first < extent.lines; first += together, group ^= together) {
       const int64_t count = extent.lines - first < together ? extent.lines - first : together;
-      read_lines(x[0], x.stride(), plane<In>(call.x, shape, block, d).from_line(first), count, extent);
+      x.read(plane<In>(call.x, shape, block, d), first, count);
       affinity.read(call.a, shape, block, d, first, count);
       lam.read(call.lam, shape, block, d, first, count);
       if (call.y.data != nullptr) u.read(call.u, shape, block, d, first, count);
@@ -35,7 +36,7 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
         ForwardLine<T> line{};
         line.size = extent.size();
         line.channels = extent.channels;
-        line.x = x[t];
+        line.x = x.line(t);
         line.lam = lam.line(t);
         line.u = u.line(t);
         for (int k = 0; k < 3; ++k) line.a[k] = affinity.line(k, t);

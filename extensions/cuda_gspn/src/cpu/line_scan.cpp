@@ -7,6 +7,9 @@
 #include <new>
 #include <string_view>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/kernels.h"
 
@@ -55,12 +58,29 @@ void parallel(const Threads& threads, int64_t count, const F& f) {
 
 int64_t compute_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
+// Asks for huge pages behind fresh memory: large tensors are mapped anew for every call, and touching them page
+// by small page takes longer than the scans.
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096, kHugePage = uintptr_t{1} << 21;
+  if (data == nullptr || static_cast<uintptr_t>(bytes) < 2 * kHugePage) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) & ~(kPage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 // Uninitialised memory for partial sums.
 class Buffer {
  public:
   explicit Buffer(int64_t bytes)
       : memory_(bytes == 0 ? nullptr : std::aligned_alloc(64, static_cast<size_t>((bytes + 63 + 64) / 64 * 64))) {
     if (bytes != 0 && memory_ == nullptr) throw std::bad_alloc();
+    prefer_huge_pages(memory_, bytes);
   }
   Buffer(Buffer&& other) noexcept : memory_(other.memory_) { other.memory_ = nullptr; }
   Buffer& operator=(Buffer&&) = delete;
@@ -71,20 +91,23 @@ class Buffer {
   void* memory_;
 };
 
-// Blocks of channels: about 32 where channels are neighbours in memory, else one by one, so that the
-// positions of a line are.
+// Blocks of channels. Where channels are neighbours in memory a block is wide, because every block walks over
+// all pages of its tensors, unless its lines would leave the cache or threads would be idle; else it is one
+// channel, so that the positions of a line are neighbours.
 struct Blocking {
   int64_t size, count;
 
-  Blocking(const LineScanShape& shape, int64_t channel_stride) {
+  Blocking(const LineScanShape& shape, int64_t channel_stride, int num_threads) {
+    constexpr int64_t kLineElements = 16384, kNarrow = 16, kWide = 64;
     const int64_t channels = shape.channels;
     if (channels > 1 && channel_stride != 1 && channel_stride != 0) {
       size = 1;
-    } else if (channels <= 48) {
-      size = channels;
     } else {
-      const int64_t blocks = (channels + 31) / 32;
-      size = ((channels + blocks - 1) / blocks + 15) / 16 * 16;
+      const int64_t longest = shape.height > shape.width ? shape.height : shape.width;
+      size = kLineElements / longest / kNarrow * kNarrow;
+      size = size < kNarrow ? kNarrow : size > kWide ? kWide : size;
+      while (size > kNarrow && 2 * shape.batch * ((channels + size - 1) / size) < num_threads) size /= 2;
+      if (channels <= size + kNarrow / 2) size = channels;
     }
     count = (channels + size - 1) / size;
   }
@@ -151,7 +174,10 @@ void scan_and_combine(const LineScanShape& shape, const Blocking& blocking, cons
 const char* instruction_set() { return kernels().name; }
 
 void line_scan_forward(const LineScanForward& call, const Threads& threads) {
-  const Blocking blocking(call.shape, call.shape.affinity_channels > 1 ? call.a.c : call.x.c);
+  const Blocking blocking(call.shape, call.shape.affinity_channels > 1 ? call.a.c : call.x.c, threads.count);
+  const int64_t image = call.shape.batch * call.shape.channels * call.shape.height * call.shape.width * element_size(call.shape.dtype);
+  prefer_huge_pages(call.y.data, call.sum ? image : image * call.shape.num_directions);
+  prefer_huge_pages(call.state.data, image * call.shape.num_directions);
   const ImageView to = call.sum ? ImageView{call.y.data, call.y.b, call.y.c, call.y.h, call.y.w} : ImageView{};
   scan_and_combine(call.shape, blocking, to, threads, [&](const Block& block, Partial partial, int64_t) {
     kernels().forward(call, block, partial);
@@ -160,8 +186,15 @@ void line_scan_forward(const LineScanForward& call, const Threads& threads) {
 
 void line_scan_backward(const LineScanBackward& call, const Threads& threads) {
   const LineScanShape& shape = call.shape;
-  const Blocking blocking(shape, shape.affinity_channels > 1 ? call.a.c : call.x.c);
+  // The sums of a shared affinity's gradient depend on the blocks, so those must not depend on the threads.
+  const Blocking blocking(shape, shape.affinity_channels > 1 ? call.a.c : call.x.c, shape.affinity_channels > 1 ? threads.count : 1);
   const bool shared = call.da.data != nullptr && shape.affinity_channels == 1 && shape.channels > 1;
+  const int64_t pixels = shape.batch * shape.height * shape.width * element_size(shape.dtype);
+  const int64_t gate = pixels * shape.channels * shape.num_directions;
+  prefer_huge_pages(call.dx.data, pixels * shape.channels);
+  prefer_huge_pages(call.da.data, pixels * 3 * shape.affinity_channels * shape.num_directions);
+  prefer_huge_pages(call.dlam.data, gate);
+  prefer_huge_pages(call.du.data, gate);
   const int64_t distance = shared ? shared_size(shape) : 0, size = compute_size(shape.dtype);
   const Buffer gradients(shape.batch * blocking.count * distance * size);
   scan_and_combine(shape, blocking, call.dx, threads, [&](const Block& block, Partial dx, int64_t unit) {
@@ -178,7 +211,7 @@ void line_scan_backward(const LineScanBackward& call, const Threads& threads) {
 
 void row_stochastic_forward(const RowStochasticForward& call, const Threads& threads) {
   const LineScanShape& shape = call.shape;
-  const Blocking blocking(shape, call.a.c);
+  const Blocking blocking(shape, call.a.c, threads.count);
   parallel(threads, shape.batch * blocking.count * shape.num_directions, [&](int64_t task) {
     const int d = static_cast<int>(task % shape.num_directions);
     kernels().normalize(call, blocking.block(shape, task / shape.num_directions, is_vertical(shape.directions[d])), d);
@@ -187,7 +220,7 @@ void row_stochastic_forward(const RowStochasticForward& call, const Threads& thr
 
 void row_stochastic_backward(const RowStochasticBackward& call, const Threads& threads) {
   const LineScanShape& shape = call.shape;
-  const Blocking blocking(shape, call.a.c);
+  const Blocking blocking(shape, call.a.c, threads.count);
   parallel(threads, shape.batch * blocking.count * shape.num_directions, [&](int64_t task) {
     const int d = static_cast<int>(task % shape.num_directions);
     kernels().normalize_backward(call, blocking.block(shape, task / shape.num_directions, is_vertical(shape.directions[d])), d);

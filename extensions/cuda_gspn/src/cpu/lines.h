@@ -22,6 +22,8 @@ class Lines {
  public:
   Lines() = default;
   Lines(int64_t count, int64_t size, int64_t halo) : halo_(padded(halo)), stride_(padded(size) + 2 * halo_) {
+    // An odd number of cache lines: lines written side by side must not share one set of the cache.
+    if (stride_ / kPad % 2 == 0) stride_ += kPad;
     const size_t bytes = static_cast<size_t>(count * stride_ + kPad) * sizeof(T);
     memory_ = static_cast<T*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
     if (memory_ == nullptr) throw std::bad_alloc();
@@ -99,6 +101,58 @@ void write_line(const Plane<Out>& to, const T* from, const Extent& extent) {
   }
 }
 
+inline void transpose8(float* to, int64_t to_stride, const Float8 (&rows)[8]) {
+  Float8 pairs[8], quads[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = __builtin_shufflevector(rows[i], rows[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    quads[i] = __builtin_shufflevector(pairs[i], pairs[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+    quads[i + 1] = __builtin_shufflevector(pairs[i], pairs[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    quads[i + 2] = __builtin_shufflevector(pairs[i + 1], pairs[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+    quads[i + 3] = __builtin_shufflevector(pairs[i + 1], pairs[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Float8 low = __builtin_shufflevector(quads[i], quads[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    const Float8 high = __builtin_shufflevector(quads[i], quads[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    std::memcpy(to + i * to_stride, &low, sizeof low);
+    std::memcpy(to + (i + 4) * to_stride, &high, sizeof high);
+  }
+}
+
+// Eight lines that are neighbours in memory, `positions` of them; returns how many positions were read.
+// A negative line stride means that the first line is the last in memory.
+template <class In>
+int64_t read_transposed8(float* to, int64_t stride, const Plane<In>& from, int64_t positions) {
+  const In* low = from.line > 0 ? from.data : from.data - 7;
+  float* first = from.line > 0 ? to : to + 7 * stride;
+  const int64_t step = from.line > 0 ? stride : -stride;
+  int64_t j = 0;
+  for (; j + 8 <= positions; j += 8) {
+    Float8 rows[8];
+    for (int i = 0; i < 8; ++i) widen8(reinterpret_cast<float*>(&rows[i]), low + (j + i) * from.position);
+    transpose8(first + j, step, rows);
+  }
+  return j;
+}
+
+template <class Out>
+int64_t write_transposed8(const Plane<Out>& to, const float* from, int64_t stride, int64_t positions) {
+  Out* low = to.line > 0 ? to.data : to.data - 7;
+  const float* first = to.line > 0 ? from : from + 7 * stride;
+  const int64_t step = to.line > 0 ? stride : -stride;
+  int64_t j = 0;
+  for (; j + 8 <= positions; j += 8) {
+    Float8 rows[8];
+    float block[64];
+    for (int i = 0; i < 8; ++i) std::memcpy(&rows[i], first + i * step + j, sizeof rows[i]);
+    transpose8(block, 8, rows);
+    for (int i = 0; i < 8; ++i) narrow8(low + (j + i) * to.position, block + 8 * i);
+  }
+  return j;
+}
+
 // Reads `count` lines into buffers `stride` elements apart. With one channel, several lines are read position by
 // position, because then the lines are often neighbours in memory and the positions are not.
 template <class T, class In>
@@ -107,9 +161,20 @@ void read_lines(T* to, int64_t stride, const Plane<In>& from, int64_t count, con
     for (int64_t i = 0; i < count; ++i) read_line(to + i * stride, from.from_line(i), extent);
     return;
   }
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const bool neighbours = from.line == 1 || from.line == -1;
+    for (; neighbours && i + 8 <= count; i += 8) {
+      const Plane<In> block = from.from_line(i);
+      for (int64_t j = read_transposed8(to + i * stride, stride, block, extent.positions); j < extent.positions; ++j) {
+        for (int64_t t = 0; t < 8; ++t) to[(i + t) * stride + j] = widen(block.data[t * block.line + j * block.position]);
+      }
+    }
+  }
+  if (i == count) return;
   for (int64_t j = 0; j < extent.positions; ++j) {
     const In* row = from.data + j * from.position;
-    for (int64_t i = 0; i < count; ++i) to[i * stride + j] = widen(row[i * from.line]);
+    for (int64_t t = i; t < count; ++t) to[t * stride + j] = widen(row[t * from.line]);
   }
 }
 
@@ -119,11 +184,64 @@ void write_lines(const Plane<Out>& to, const T* from, int64_t stride, int64_t co
     for (int64_t i = 0; i < count; ++i) write_line(to.from_line(i), from + i * stride, extent);
     return;
   }
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const bool neighbours = to.line == 1 || to.line == -1;
+    for (; neighbours && i + 8 <= count; i += 8) {
+      const Plane<Out> block = to.from_line(i);
+      for (int64_t j = write_transposed8(block, from + i * stride, stride, extent.positions); j < extent.positions; ++j) {
+        for (int64_t t = 0; t < 8; ++t) block.data[t * block.line + j * block.position] = narrow<Out>(from[(i + t) * stride + j]);
+      }
+    }
+  }
+  if (i == count) return;
   for (int64_t j = 0; j < extent.positions; ++j) {
     Out* row = to.data + j * to.position;
-    for (int64_t i = 0; i < count; ++i) row[i * to.line] = narrow<Out>(from[i * stride + j]);
+    for (int64_t t = i; t < count; ++t) row[t * to.line] = narrow<Out>(from[t * stride + j]);
   }
 }
+
+// Lines of one tensor, for reading: in place where they are gapless and nothing has to be converted.
+template <class T, class In>
+class Source {
+ public:
+  Source() = default;
+  Source(int64_t count, const Extent& extent) : extent_(extent), buffer_(count, extent.size(), 0) {}
+
+  void read(const Plane<In>& plane, int64_t first, int64_t count) {
+    const Plane<In> from = plane.from_line(first);
+    if constexpr (kInPlace) {
+      const bool gapless = extent_.channels == 1 ? from.position == 1 : from.channel == 1 && from.position == extent_.channels;
+      // Vectors read past a line's end, which needs another line behind it.
+      const int64_t last = plane.line > 0 ? extent_.lines - 1 : 0;
+      const bool has_next = last < first || last >= first + count;
+      if (gapless && has_next && extent_.size() >= kPad && (plane.line >= extent_.size() || -plane.line >= extent_.size())) {
+        data_ = from.data;
+        stride_ = from.line;
+        return;
+      }
+    }
+    read_lines(buffer_[0], buffer_.stride(), from, count, extent_);
+    data_ = buffer_[0];
+    stride_ = buffer_.stride();
+  }
+
+  // The same line every time, all ones: stands for an absent gate.
+  void fill_ones() {
+    for (int64_t e = 0; e < extent_.size(); ++e) buffer_[0][e] = T(1);
+    data_ = buffer_[0];
+    stride_ = 0;
+  }
+
+  const T* line(int64_t t) const { return data_ + t * stride_; }
+
+ private:
+  static constexpr bool kInPlace = sizeof(T) == sizeof(In);
+  Extent extent_{};
+  Lines<T> buffer_;
+  const T* data_ = nullptr;
+  int64_t stride_ = 0;
+};
 
 // to[j] = sum over channels of from[j, c], in order.
 template <class T>

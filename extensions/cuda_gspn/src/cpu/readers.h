@@ -15,8 +15,11 @@ class AffinityReader {
       : extent_(extent_of(shape, block)),
         shared_(shape.affinity_channels == 1 && shape.channels > 1),
         normalize_(shape.normalize) {
-    for (auto& lines : lines_) lines = Lines<T>(count, extent_.size(), 0);
-    if (!shared_) return;
+    if (!shared_) {
+      for (auto& source : sources_) source = Source<T, In>(count, extent_);
+      return;
+    }
+    for (auto& lines : spread_) lines = Lines<T>(count, extent_.size(), 0);
     for (auto& lines : narrow_) lines = Lines<T>(1, extent_.positions, 0);
   }
 
@@ -24,21 +27,17 @@ class AffinityReader {
   bool logits() const { return normalize_ && !shared_; }
 
   void read(const AffinityView& a, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count) {
-    for (int k = 0; k < 3; ++k) planes_[k] = plane<In>(a, shape, block, d, k).from_line(first);
-    if (!shared_) {
-      for (int k = 0; k < 3; ++k) read_lines(lines_[k][0], lines_[k].stride(), planes_[k], count, extent_);
-      return;
-    }
     const Extent one{extent_.lines, extent_.positions, 1};
-    T* const narrow[3] = {narrow_[0][0], narrow_[1][0], narrow_[2][0]};
-    for (int64_t t = 0; t < count; ++t) {
-      for (int k = 0; k < 3; ++k) read_line(narrow[k], planes_[k].from_line(t), one);
+    for (int k = 0; k < 3 && !shared_; ++k) sources_[k].read(plane<In>(a, shape, block, d, k), first, count);
+    for (int64_t t = 0; t < count && shared_; ++t) {
+      T* const narrow[3] = {narrow_[0][0], narrow_[1][0], narrow_[2][0]};
+      for (int k = 0; k < 3; ++k) read_line(narrow[k], plane<In>(a, shape, block, d, k).from_line(first + t), one);
       if (normalize_) normalize_line<T>(one.positions, 1, narrow, narrow);
-      for (int k = 0; k < 3; ++k) spread(lines_[k][t], narrow[k]);
+      for (int k = 0; k < 3; ++k) spread(spread_[k][t], narrow[k]);
     }
   }
 
-  const T* line(int k, int64_t t) const { return lines_[k][t]; }
+  const T* line(int k, int64_t t) const { return shared_ ? spread_[k][t] : sources_[k].line(t); }
 
  private:
   void spread(T* to, const T* from) const {
@@ -49,8 +48,8 @@ class AffinityReader {
 
   Extent extent_;
   bool shared_, normalize_;
-  Plane<In> planes_[3];
-  Lines<T> lines_[3], narrow_[3];
+  Source<T, In> sources_[3];
+  Lines<T> spread_[3], narrow_[3];
 };
 
 // Lines of a tensor with an axis of directions; all ones where it is absent.
@@ -58,21 +57,19 @@ template <class T, class In>
 class GateReader {
  public:
   GateReader(const DirectionView& view, const LineScanShape& shape, const Block& block, int64_t count)
-      : extent_(extent_of(shape, block)), present_(view.data != nullptr), lines_(present_ ? count : 1, extent_.size(), 0) {
-    for (int64_t e = 0; !present_ && e < extent_.size(); ++e) lines_[0][e] = T(1);
+      : present_(view.data != nullptr), source_(present_ ? count : 1, extent_of(shape, block)) {
+    if (!present_) source_.fill_ones();
   }
 
   void read(const DirectionView& view, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count) {
-    if (!present_) return;
-    read_lines(lines_[0], lines_.stride(), plane<In>(view, shape, block, d).from_line(first), count, extent_);
+    if (present_) source_.read(plane<In>(view, shape, block, d), first, count);
   }
 
-  const T* line(int64_t t) const { return lines_[present_ ? t : 0]; }
+  const T* line(int64_t t) const { return source_.line(t); }
 
  private:
-  Extent extent_;
   bool present_;
-  Lines<T> lines_;
+  Source<T, In> source_;
 };
 
 }  // namespace

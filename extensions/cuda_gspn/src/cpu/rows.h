@@ -23,12 +23,12 @@ Row<const In> constant(const Row<In>& row) {
   return {row.data, row.position};
 }
 
-constexpr int64_t kPositionsAhead = 6;
-
 // Asks for the channels of a position some steps ahead: positions are too far apart for the hardware to guess.
 template <class In>
 inline void prefetch(const Row<In>& row, int64_t j, int64_t channels) {
-  const char* p = reinterpret_cast<const char*>(row.at(j + kPositionsAhead, 0));
+  // About as long as memory takes, whatever a position costs.
+  const int64_t ahead = channels < 16 ? 24 : channels < 64 ? 8 : 4;
+  const char* p = reinterpret_cast<const char*>(row.at(j + ahead, 0));
   for (int64_t byte = 0; byte < channels * static_cast<int64_t>(sizeof(In)); byte += 64) __builtin_prefetch(p + byte);
 }
 
@@ -107,7 +107,7 @@ template <class T, class In, bool kNormalize, bool kFirst>
 void forward_row_as(const ForwardRow<T, In>& row) {
   const int64_t channels = row.channels, last = row.positions - 1;
   const Mask<T> mask = repeated<T>(channels), all = ~Mask<T>{}, none{};
-  forward_position<T, In, kNormalize, kFirst, true>(row, 0, Ends<T>{all, last == 0 ? all : none}, mask);
+  forward_position<T, In, kNormalize, kFirst, true>(row, 0, Ends<T>{all, last == 0 ? all : none, none}, mask);
   for (int64_t j = 1; j < last; ++j) {
     prefetch(row.x, j, channels);
     prefetch(row.lam, j, channels);
@@ -115,7 +115,7 @@ void forward_row_as(const ForwardRow<T, In>& row) {
     for (int k = 0; k < 3 && !kFirst; ++k) prefetch(row.a[k], j, channels);
     forward_position<T, In, kNormalize, kFirst, false>(row, j, Ends<T>{}, mask);
   }
-  if (last > 0) forward_position<T, In, kNormalize, kFirst, true>(row, last, Ends<T>{none, all}, mask);
+  if (last > 0) forward_position<T, In, kNormalize, kFirst, true>(row, last, Ends<T>{none, all, none}, mask);
 }
 
 template <class T, class In>
@@ -198,7 +198,7 @@ template <class T, class In, bool kNormalize, bool kFirst>
 void backward_row_as(const BackwardRow<T, In>& row) {
   const int64_t channels = row.channels, last = row.positions - 1;
   const Mask<T> mask = repeated<T>(channels), all = ~Mask<T>{}, none{};
-  backward_position<T, In, kNormalize, kFirst, true>(row, 0, Ends<T>{all, last == 0 ? all : none}, false, last > 0, mask);
+  backward_position<T, In, kNormalize, kFirst, true>(row, 0, Ends<T>{all, last == 0 ? all : none, none}, false, last > 0, mask);
   for (int64_t j = 1; j < last; ++j) {
     prefetch(row.dy, j, channels);
     prefetch(row.lam, j, channels);
@@ -209,7 +209,7 @@ void backward_row_as(const BackwardRow<T, In>& row) {
     if (!kFirst && row.da[0].data) prefetch(row.h_before, j, channels);
     backward_position<T, In, kNormalize, kFirst, false>(row, j, Ends<T>{}, true, true, mask);
   }
-  if (last > 0) backward_position<T, In, kNormalize, kFirst, true>(row, last, Ends<T>{none, all}, true, false, mask);
+  if (last > 0) backward_position<T, In, kNormalize, kFirst, true>(row, last, Ends<T>{none, all, none}, true, false, mask);
 }
 
 template <class T, class In>

@@ -86,6 +86,8 @@ void backward_line_as(const BackwardLine<T>& line) {
     const Vec<T> dy_e = load(dy + e);
     Vec<T> g = load(u + e) * dy_e;
     if constexpr (!kLast) g += load(from_before + e - channels) + load(from_here + e) + load(from_after + e + channels);
+    // What lies past the line's end must not reach the line before.
+    if constexpr (kAtEnd) g = ends.outside ? Vec<T>{} : g;
     if (du) store(du + e, dy_e * load(h + e));
     if (dlam) store(dlam + e, g * load(x + e));
     if (dx) {

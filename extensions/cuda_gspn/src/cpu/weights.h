@@ -9,12 +9,13 @@ namespace {
 // Which lanes have no neighbour j-1 (`before`) or j+1 (`after`). Only vectors at a line's ends need it.
 template <class T>
 struct Ends {
-  Mask<T> before, after;
+  Mask<T> before, after, outside;  // outside: past the line's end
 
   // For the vector at element `e` of a line of `size` elements, `channels` apart.
   static Ends at(int64_t e, int64_t size, int64_t channels) {
     const Mask<T> element = lane_numbers<T>() + static_cast<Int<T>>(e);
-    return {element < static_cast<Int<T>>(channels), element >= static_cast<Int<T>>(size - channels)};
+    return {element < static_cast<Int<T>>(channels), element >= static_cast<Int<T>>(size - channels),
+            element >= static_cast<Int<T>>(size)};
   }
 };
 
