@@ -1,7 +1,7 @@
 """Times the line-scan operators against a copy of as many bytes and the eager reference, in one run.
 
-Forward moves 22 tensors of x's size with four directions (x, 12 a, 4 lam, 4 u, y), backward 47 (dy, x, a, lam,
-u, the state and every gradient). The share of copy bandwidth is the copy's time over the operator's.
+Forward moves 22 tensors of x's size with four directions (x, 12 a, 4 lam, 4 u, y), backward 47 (dy, x, a,
+lam, u, the state and every gradient). The share of copy bandwidth is the copy's time over the operator's.
 
     python tools/bench_ops.py --device cpu --threads 2 --json out.json --markdown out.md
 """
@@ -46,6 +46,7 @@ class Case:
 
     @property
     def bytes(self) -> int:
+        """What one call must move."""
         return TENSORS[self.direction] * torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
 
@@ -186,7 +187,8 @@ def markdown(results: list[dict], facts: dict[str, object]) -> str:
     """A table of all cases, with what they were measured on."""
     lines = [", ".join(f"{key}: {value}" for key, value in facts.items() if value is not None), ""]
     lines.append(
-        "| | (B, C, H, W) | dtype | layout | cgspn ms (p20-p80) | GB/s | copy ms | copy GB/s | share | reference ms |"
+        "| | (B, C, H, W) | dtype | layout | cgspn ms (p20-p80) | GB/s "
+        "| copy ms | copy GB/s | share | reference ms |"
     )
     lines.append("|---|---|---|---|---|---|---|---|---|---|")
     for result in results:
@@ -195,7 +197,8 @@ def markdown(results: list[dict], facts: dict[str, object]) -> str:
         lines.append(
             f"| {result['direction']} | {tuple(result['shape'])} | {result['dtype']} | {result['layout']} "
             f"| {ours['median']:.3f} ({ours['p20']:.3f}-{ours['p80']:.3f}) | {result['gb_per_s']:.1f} "
-            f"| {times['copy']['median']:.3f} | {result['copy_gb_per_s']:.1f} | {result['share_of_copy']:.0%} "
+            f"| {times['copy']['median']:.3f} | {result['copy_gb_per_s']:.1f} "
+            f"| {result['share_of_copy']:.0%} "
             f"| {'' if reference is None else format(reference['median'], '.1f')} |"
         )
     return "\n".join(lines) + "\n"

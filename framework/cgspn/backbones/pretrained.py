@@ -1,4 +1,4 @@
-"""Whole encoders in files: ``model.safetensors`` with ``config.json``, and the encoder inside a checkpoint."""
+"""Whole encoders in files: ``model.safetensors`` with ``config.json``, or one inside a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, cast
 
 import safetensors.torch
 import torch
@@ -31,6 +31,67 @@ class Pretrained(NamedTuple):
     path: Path
     node: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+class Preprocessing(NamedTuple):
+    """How a picture becomes the encoder's input: ``cgspn.ImageTransform(*encoder.transform)`` does it.
+
+    ``size`` is (height, width) in pixels, ``mean`` and ``std`` are of each channel, for values in [0, 1].
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class PretrainedMixin:
+    """Saving and loading for encoders that keep their constructor's arguments in ``config``."""
+
+    config: dict[str, Any]
+    img_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def transform(self) -> Preprocessing:
+        """Size, mean and std of the images that the encoder was trained on; other sizes work too."""
+        return Preprocessing(self.img_size, self.mean, self.std)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes ``model.safetensors`` and ``config.json``, which together are the whole encoder.
+
+        Raises:
+            ValueError: If the encoder's class is not registered, so that it could not be read back.
+        """
+        node = {"type": name_of(type(self)), **self.config}
+        try:
+            text = json.dumps({"cgspn_version": cgspn.__version__, "encoder": node}, indent=2)
+        except TypeError as error:
+            raise ValueError(f"The encoder's arguments cannot be written as JSON: {error}.") from None
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = cast(nn.Module, self).state_dict()
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(text + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, part: str = "encoder") -> Self:
+        """Reads an encoder, in evaluation mode and with the dtypes it was saved with.
+
+        Args:
+            path: A folder that ``save_pretrained`` wrote, a run folder (its ``last.ckpt`` is read) or a
+                checkpoint.
+            part: Which of a checkpoint's encoders to take.
+
+        Raises:
+            ValueError: If there is nothing of the kind, it cannot be read or holds another kind of encoder.
+        """
+        source = read_pretrained(path, part)
+        target = target_of(source.node)
+        if not (isinstance(target, type) and issubclass(target, cls)):
+            raise ValueError(f"{source.path} holds a {source.node['type']}, which is no {cls.__name__}.")
+        return cast(Self, restore(source))
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -60,7 +121,7 @@ def create_model(name: str, pretrained: str | Path | None = None, **overrides: A
         return BACKBONES.build(checked)
     source = read_pretrained(pretrained)
     stored, wanted = completed(source.node), completed(checked)
-    if stored.keys() != wanted.keys():
+    if target_of(source.node) is not target_of(checked):
         raise ValueError(f"{source.path} holds a {stored['type']}, which is no {name}.")
     for key, value in wanted.items():
         if key in ("type", *FREE) or key in checked or same(stored[key], value):
@@ -93,23 +154,6 @@ def restore(source: Pretrained) -> nn.Module:
             parameter.data = parameter.data.to(tensors[name].dtype)
     load_weights(encoder, tensors, source.path)
     return encoder.eval()
-
-
-def save_pretrained(encoder: nn.Module, node: Mapping[str, Any], folder: str | Path) -> None:
-    """Writes ``model.safetensors`` and ``config.json``; ``node`` is what builds the encoder again.
-
-    Raises:
-        ValueError: If an argument in ``node`` cannot be written as JSON.
-    """
-    folder = Path(folder)
-    try:
-        text = json.dumps({"cgspn_version": cgspn.__version__, "encoder": node}, indent=2)
-    except TypeError as error:
-        raise ValueError(f"The encoder's arguments cannot be written as JSON: {error}.") from None
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(text + "\n")
 
 
 def read_pretrained(path: str | Path, part: str = "encoder") -> Pretrained:
@@ -175,6 +219,12 @@ def completed(node: Mapping[str, Any]) -> dict[str, Any]:
     """A checked node with the entry's defaults filled in, nested nodes as they are."""
     parameters = BACKBONES.parameters(str(node["type"]))
     return {"type": node["type"], **{key: node.get(key, p.default) for key, p in parameters.items()}}
+
+
+def target_of(node: Mapping[str, Any]) -> Any:
+    """The class that a node builds."""
+    entry = BACKBONES.find(node["type"])
+    return getattr(entry, "target", entry)
 
 
 def same(a: Any, b: Any) -> bool:
