@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cgspn.backbones.patch_embed import PatchEmbed
 from cgspn.backbones.positions import LearnedPositions
+from cgspn.backbones.pretrained import PretrainedMixin
 from cgspn.blocks.vit_block import ATTENTION, ViTBlock
 from cgspn.operators.linear import linear
 from cgspn.registry import BACKBONES, BLOCKS, HEADS, OPERATORS, BlockConfig, HeadConfig, OperatorConfig
@@ -42,7 +43,7 @@ class EncoderTrace(NamedTuple):
 
 
 @BACKBONES.register_module(name="vision_encoder")
-class VisionEncoder(nn.Module):
+class VisionEncoder(PretrainedMixin, nn.Module):
     """A plain, single-scale vision encoder: patch embedding, blocks, norm and a pooling head.
 
     With ``attention`` as operator it is a ViT; with a propagation operator it has no position embedding.
@@ -264,7 +265,7 @@ class VisionEncoder(nn.Module):
         """Replaces the classifier by a new one; 0 removes it."""
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} is negative.")
-        self.num_classes = num_classes
+        self.num_classes = self.config["num_classes"] = num_classes
         self.classifier = linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
     def _run(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cgspn.backbones.positions import resample_grid
-from cgspn.backbones.vision_transformer import VisionEncoder
+
+if TYPE_CHECKING:
+    from cgspn.backbones.vision_transformer import VisionEncoder
 
 ARCHITECTURE = (
     "embed_dim",
