@@ -130,7 +130,8 @@ def test_file_that_is_not_yaml(cgspn, tmp_path):
 
 def test_commands(cgspn):
     assert cgspn("fitt").error == (
-        "Unknown command 'fitt'; did you mean 'fit'? Valid: fit, predict, report, scenes, test, validate."
+        "Unknown command 'fitt'; did you mean 'fit'? Valid: export, features, fit, info, list, predict, "
+        "report, scenes, test, validate."
     )
     assert cgspn("fit").error.startswith(
         "No model is given; name a config file with -c, or a class with --model: "

@@ -30,6 +30,10 @@ TRAINER_COMMANDS = {
     "predict": "Write predictions of a checkpoint",
 }
 COMMANDS = {
+    "list": Command("Show what configs can name, and the arguments of an entry", "cgspn.cli.listing"),
+    "info": Command("Show an encoder's parameters, MACs and activation memory", "cgspn.cli.info"),
+    "export": Command("Write the encoder of a run, ready for from_pretrained", "cgspn.cli.export"),
+    "features": Command("Write summaries and features of pictures", "cgspn.cli.features"),
     "scenes": Command(
         "Draw labelled, captioned scenes as an ADE20K folder or as shards", "cgspn.data.scenes.command"
     ),
@@ -42,6 +46,7 @@ examples:
   cgspn fit -c configs/demo/stage1.yaml --trainer.max_epochs 5
   cgspn fit -c configs/demo/stage1.yaml --model.student.operator gspn2 --run.name gspn2
   cgspn test -c runs/demo/stage1/0/config.yaml --ckpt_path runs/demo/stage1/0/checkpoints/last.ckpt
+  cgspn features pictures --model runs/demo/stage2/latest --out features.npz
 
 Each run gets its own folder runs/<name>/<n>. CGSPN_TRACEBACK=1 shows the traceback behind an error.
 """

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -101,6 +102,11 @@ def one_line(error: BaseException) -> str:
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         return f"The checkpoint does not fit the model: {complaints[0]:.400}{more}"
     return " ".join(text.split())
+
+
+def plain_warnings() -> None:
+    """Drops the place in the source from warnings."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def extra_of(error: ModuleNotFoundError) -> str | None:
