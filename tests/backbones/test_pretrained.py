@@ -91,6 +91,12 @@ def test_round_trip_is_exact(tmp_path, overrides, dtype):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_others_may_read_the_files(tmp_path):
+    small().save_pretrained(tmp_path)
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_round_trip_keeps_mixed_dtypes(tmp_path):
     encoder = small()
     encoder.blocks.bfloat16()
@@ -186,7 +192,7 @@ def test_readable_errors(tmp_path, checkpoint):
         load(tmp_path / "b")
     with pytest.raises(ValueError, match=r"does not say what its part 'teacher' is"):
         load(checkpoint[1], part="teacher")
-    with pytest.raises(ValueError, match=r"is not a readable checkpoint"):
+    with pytest.raises(ValueError, match=r"x.ckpt is not a readable checkpoint: no complete file"):
         load(shutil.copy(tmp_path / "a" / "config.json", tmp_path / "x.ckpt"))
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import fnmatch
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import cgspn
-from cgspn.backbones.weights import load_part, load_weights
+from cgspn.backbones.weights import load_part, load_weights, save_tensors
 from cgspn.registry import BACKBONES
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -70,9 +70,7 @@ class PretrainedMixin:
             raise ValueError(f"The encoder's arguments cannot be written as JSON: {error}.") from None
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = cast(nn.Module, self).state_dict()
-        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(folder / WEIGHTS, cast(nn.Module, self).state_dict(), {"format": "pt"})
         (folder / CONFIG).write_text(text + "\n")
 
     @classmethod
@@ -200,6 +198,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_node(path: Path, part: str) -> dict[str, Any]:
     """The checked config node of an encoder in the hyperparameters of a checkpoint."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a readable checkpoint: no complete file of torch.save.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:

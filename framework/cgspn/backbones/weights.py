@@ -72,6 +72,17 @@ def load_part(path: str | Path, part: str = "") -> dict[str, Tensor]:
     return found
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a ``.safetensors`` file, readable by whoever may read other new files here."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, path, dict(metadata)
+    )
+    # The library replaces the file by one that only its owner can read.
+    path.chmod(mode)
+
+
 def load_weights(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path = "the checkpoint"
 ) -> None:

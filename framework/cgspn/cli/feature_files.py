@@ -108,10 +108,13 @@ class SafetensorsWriter(FeatureWriter):
 
     def finish(self) -> None:
         """Writes everything."""
-        from safetensors.numpy import save_file
+        import torch
 
-        tensors = {"summary": np.stack(self.summaries), **self.tensors}
-        save_file(tensors, self.partial, metadata={"pictures": json.dumps(self.names)})
+        from cgspn.backbones.weights import save_tensors
+
+        arrays = {"summary": np.stack(self.summaries), **self.tensors}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_tensors(self.partial, tensors, {"pictures": json.dumps(self.names)})
 
 
 WRITERS: dict[str, type[FeatureWriter]] = {".npz": NpzWriter, ".safetensors": SafetensorsWriter}
