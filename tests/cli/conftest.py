@@ -46,13 +46,14 @@ class Result(NamedTuple):
     @property
     def config(self):
         """What --print_config printed."""
+        assert self.code == 0, self
         return yaml.safe_load(self.out)
 
     @property
     def error(self):
         """The single line on stderr, without the program's name."""
         assert self.code == 2, self
-        lines = [line for line in self.err.splitlines() if not line.startswith("Seed set to")]
+        lines = [line for line in self.err.splitlines() if "Seed set to" not in line]
         assert len(lines) == 1, self.err
         assert lines[0].startswith("cgspn: error: ")
         return lines[0].removeprefix("cgspn: error: ")

@@ -1,5 +1,7 @@
 """Each rule of merging, checking and precedence, through the real command line."""
 
+import importlib
+
 import pytest
 import torch
 import yaml
@@ -118,7 +120,7 @@ def test_flags_beat_files_wherever_they_stand(cgspn, config):
 
 def test_short_class_names(cgspn, config):
     more = config("more.yaml", {"model": {"class_path": "OtherModule"}, "data": "TinyData"})
-    # Importing the file of the first config makes its classes known by their short names.
+    importlib.import_module("tiny")  # A class has a short name once its module is imported.
     flags = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
     result = cgspn("fit", "-c", "base.yaml", "-c", more, *flags, "--print_config")
     assert result.config["model"]["class_path"] == "tiny.OtherModule"

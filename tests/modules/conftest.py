@@ -40,7 +40,7 @@ class Samples(Dataset):
         return {name: values[index] for name, values in self.batch.items()}
 
 
-class TinyData(LightningDataModule):
+class PairData(LightningDataModule):
     class_names = CLASSES
 
     def __init__(self, n=24, size=16):
@@ -73,7 +73,7 @@ def make_trainer(folder, **arguments):
 @pytest.fixture(scope="session")
 def tiny():
     return SimpleNamespace(
-        node=encoder_node, batch=make_batch, data=TinyData, trainer=make_trainer, text=TEXT
+        node=encoder_node, batch=make_batch, data=PairData, trainer=make_trainer, text=TEXT
     )
 
 
@@ -84,7 +84,7 @@ def teacher_path(tmp_path_factory):
     torch.manual_seed(0)
     module = ContrastivePretraining(encoder_node(), text=TEXT, lr=3e-3)
     trainer = make_trainer(folder)
-    trainer.fit(module, TinyData())
+    trainer.fit(module, PairData())
     path = folder / "teacher.ckpt"
     trainer.save_checkpoint(path)
     return str(path)

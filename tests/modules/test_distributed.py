@@ -52,8 +52,9 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
     one, two = states
     assert one.keys() == two.keys()
     for name in one:
-        # The gradient of a key's bias is zero up to rounding, and AdamW steps by its sign.
-        if name.endswith(("in_proj_bias", "qkv.bias")):
+        # AdamW steps by the sign of rounding noise where a gradient is zero: that of a key's bias is, and so is
+        # at first whatever lies before an adapter's last layer, which starts at zero.
+        if name.endswith(("in_proj_bias", "qkv.bias")) or ".adapter.norm." in name or ".adapter.fc1." in name:
             continue
         torch.testing.assert_close(
             one[name], two[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
