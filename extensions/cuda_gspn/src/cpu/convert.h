@@ -71,62 +71,63 @@ inline Half narrow(float v) {
 #endif
 }
 
-// Eight elements at a time; -1 where this instruction set has no better way than one by one.
+// Eight elements at a time.
 typedef float Float8 __attribute__((vector_size(32)));
-typedef uint32_t UInt8x32 __attribute__((vector_size(32)));
-typedef uint16_t UInt8x16 __attribute__((vector_size(16)));
+typedef uint32_t Bits32x8 __attribute__((vector_size(32)));
+typedef uint16_t Bits16x8 __attribute__((vector_size(16)));
 
-inline void widen8(float* to, const BFloat16* from) {
-  UInt8x16 bits;
-  std::memcpy(&bits, from, sizeof bits);
-  const UInt8x32 wide = __builtin_convertvector(bits, UInt8x32) << 16;
-  std::memcpy(to, &wide, sizeof wide);
+template <class V, class In>
+inline V load_unaligned(const In* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
 }
 
-inline void narrow8(BFloat16* to, const float* from) {
-  UInt8x32 bits;
-  std::memcpy(&bits, from, sizeof bits);
-  const UInt8x32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
-  const UInt8x32 is_nan = (bits & 0x7fffffff) > 0x7f800000;
-  const UInt8x16 out = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), UInt8x16);
-  std::memcpy(to, &out, sizeof out);
+inline Float8 load8(const float* p) { return load_unaligned<Float8>(p); }
+inline Float8 load8(const BFloat16* p) {
+  return bit_cast<Float8>(__builtin_convertvector(load_unaligned<Bits16x8>(p), Bits32x8) << 16);
 }
-
-inline void widen8(float* to, const Half* from) {
+inline Float8 load8(const Half* p) {
 #if defined(__F16C__)
-  __m128i bits;
-  std::memcpy(&bits, from, sizeof bits);
-  _mm256_storeu_ps(to, _mm256_cvtph_ps(bits));
+  return bit_cast<Float8>(_mm256_cvtph_ps(load_unaligned<__m128i>(p)));
 #else
-  for (int i = 0; i < 8; ++i) to[i] = widen(from[i]);
+  Float8 v;
+  for (int i = 0; i < 8; ++i) v[i] = widen(p[i]);
+  return v;
 #endif
 }
 
-inline void narrow8(Half* to, const float* from) {
+inline void store8(float* p, Float8 v) { std::memcpy(p, &v, sizeof v); }
+inline void store8(BFloat16* p, Float8 v) {
+  const Bits32x8 bits = bit_cast<Bits32x8>(v);
+  const Bits32x8 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, quiet = bits >> 16 | 0x40;
+  const Bits16x8 out = __builtin_convertvector(v == v ? rounded : quiet, Bits16x8);
+  std::memcpy(p, &out, sizeof out);
+}
+inline void store8(Half* p, Float8 v) {
 #if defined(__F16C__)
-  const __m128i bits = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(to, &bits, sizeof bits);
+  const __m128i bits = _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &bits, sizeof bits);
 #else
-  for (int i = 0; i < 8; ++i) to[i] = narrow<Half>(from[i]);
+  for (int i = 0; i < 8; ++i) p[i] = narrow<Half>(v[i]);
 #endif
 }
-
-inline void widen8(float* to, const float* from) { std::memcpy(to, from, 32); }
-inline void narrow8(float* to, const float* from) { std::memcpy(to, from, 32); }
-inline void widen8(double* to, const double* from) { std::memcpy(to, from, 64); }
-inline void narrow8(double* to, const double* from) { std::memcpy(to, from, 64); }
 
 template <class T, class In>
 inline void read_run(T* __restrict to, const In* __restrict from, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) widen8(to + i, from + i);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
+  }
   for (; i < n; ++i) to[i] = widen(from[i]);
 }
 
 template <class T, class Out>
 inline void write_run(Out* __restrict to, const T* __restrict from, int64_t n) {
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) narrow8(to + i, from + i);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
+  }
   for (; i < n; ++i) to[i] = narrow<Out>(from[i]);
 }
 
@@ -145,13 +146,13 @@ inline Vec<float> load_as(const Half* p) {
 #if defined(__AVX512F__)
   return bit_cast<Vec<float>>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #else
-  Vec<float> v;
   if constexpr (kLanes<float> == 8) {
-    widen8(reinterpret_cast<float*>(&v), p);
+    return bit_cast<Vec<float>>(load8(p));
   } else {
+    Vec<float> v;
     for (int i = 0; i < kLanes<float>; ++i) v[i] = widen(p[i]);
+    return v;
   }
-  return v;
 #endif
 }
 
@@ -169,7 +170,7 @@ inline void store_as(Half* p, Vec<float> v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
 #else
   if constexpr (kLanes<float> == 8) {
-    narrow8(p, reinterpret_cast<const float*>(&v));
+    store8(p, bit_cast<Float8>(v));
   } else {
     for (int i = 0; i < kLanes<float>; ++i) p[i] = narrow<Half>(v[i]);
   }

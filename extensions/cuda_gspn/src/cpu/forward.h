@@ -70,11 +70,9 @@ void combine_as(
   const Lines<T> sum(kRows, extent.size(), 0);
   for (int64_t row = row_begin; row < row_end; row += kRows) {
     const int64_t count = row_end - row < kRows ? row_end - row : kRows;
-    for (int64_t j = 0; columns != nullptr && j < extent.positions; ++j) {
-      const T* column = columns + j * horizontal.stride + row * block.channels;
-      for (int64_t t = 0; t < count; ++t) {
-        for (int64_t c = 0; c < block.channels; ++c) sum[t][j * block.channels + c] = column[t * block.channels + c];
-      }
+    if (columns != nullptr) {
+      const Plane<const T> turned{columns + row * block.channels, block.channels, horizontal.stride, 1};
+      read_lines(sum[0], sum.stride(), turned, count, extent);
     }
     for (int64_t t = 0; t < count; ++t) {
       const T* line = sum[t];

@@ -48,8 +48,9 @@ inline bool is_vertical(Direction direction) {
   return direction == Direction::kTopBottom || direction == Direction::kBottomTop;
 }
 
-// Elements between lines of a partial sum with `size` elements each.
-inline int64_t partial_stride(int64_t size) { return (size + 15) / 16 * 16; }
+// Elements between lines of a partial sum with `size` elements each: an odd number of cache lines, so that
+// elements below each other do not share a set of the cache.
+inline int64_t partial_stride(int64_t size) { return ((size + 15) / 16 | 1) * 16; }
 
 // Elements of the shared gradient of one block.
 inline int64_t shared_size(const LineScanShape& shape) { return shape.num_directions * 3 * shape.height * shape.width; }

@@ -101,7 +101,7 @@ void write_line(const Plane<Out>& to, const T* from, const Extent& extent) {
   }
 }
 
-inline void transpose8(float* to, int64_t to_stride, const Float8 (&rows)[8]) {
+inline void transpose8(Float8 (&rows)[8]) {
   Float8 pairs[8], quads[8];
   for (int i = 0; i < 8; i += 2) {
     pairs[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
@@ -114,43 +114,51 @@ inline void transpose8(float* to, int64_t to_stride, const Float8 (&rows)[8]) {
     quads[i + 3] = __builtin_shufflevector(pairs[i + 1], pairs[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
   }
   for (int i = 0; i < 4; ++i) {
-    const Float8 low = __builtin_shufflevector(quads[i], quads[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    const Float8 high = __builtin_shufflevector(quads[i], quads[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    std::memcpy(to + i * to_stride, &low, sizeof low);
-    std::memcpy(to + (i + 4) * to_stride, &high, sizeof high);
+    rows[i] = __builtin_shufflevector(quads[i], quads[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[i + 4] = __builtin_shufflevector(quads[i], quads[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
 
-// Eight lines that are neighbours in memory, `positions` of them; returns how many positions were read.
-// A negative line stride means that the first line is the last in memory.
-template <class In>
-int64_t read_transposed8(float* to, int64_t stride, const Plane<In>& from, int64_t positions) {
-  const In* low = from.line > 0 ? from.data : from.data - 7;
-  float* first = from.line > 0 ? to : to + 7 * stride;
-  const int64_t step = from.line > 0 ? stride : -stride;
+// Blocks of eight lines that are neighbours in memory, forwards or backwards, between a tensor and line buffers.
+// Whole blocks of positions only; `visit` gets the position and the block, low address first.
+template <class In, class Visit>
+int64_t for_each_block(const Plane<In>& plane, int64_t count, int64_t positions, Visit visit) {
   int64_t j = 0;
   for (; j + 8 <= positions; j += 8) {
-    Float8 rows[8];
-    for (int i = 0; i < 8; ++i) widen8(reinterpret_cast<float*>(&rows[i]), low + (j + i) * from.position);
-    transpose8(first + j, step, rows);
+    for (int64_t i = 0; i + 8 <= count; i += 8) {
+      const Plane<In> lines = plane.from_line(i);
+      visit(j, i, (lines.line > 0 ? lines.data : lines.data - 7) + j * lines.position);
+    }
   }
   return j;
+}
+
+template <class In>
+int64_t read_transposed(float* to, int64_t stride, const Plane<In>& from, int64_t count, int64_t positions) {
+  const int64_t first = from.line > 0 ? 0 : 7 * stride, step = from.line > 0 ? stride : -stride;
+  return for_each_block(from, count, positions, [&](int64_t j, int64_t i, const In* low) {
+    Float8 rows[8];
+    for (int t = 0; t < 8; ++t) {
+      // Positions are far apart in memory, so the ones to come are asked for.
+      __builtin_prefetch(low + (16 + t) * from.position);
+      rows[t] = load8(low + t * from.position);
+    }
+    transpose8(rows);
+    float* block = to + i * stride + first + j;
+    for (int t = 0; t < 8; ++t) store8(block + t * step, rows[t]);
+  });
 }
 
 template <class Out>
-int64_t write_transposed8(const Plane<Out>& to, const float* from, int64_t stride, int64_t positions) {
-  Out* low = to.line > 0 ? to.data : to.data - 7;
-  const float* first = to.line > 0 ? from : from + 7 * stride;
-  const int64_t step = to.line > 0 ? stride : -stride;
-  int64_t j = 0;
-  for (; j + 8 <= positions; j += 8) {
+int64_t write_transposed(const Plane<Out>& to, const float* from, int64_t stride, int64_t count, int64_t positions) {
+  const int64_t first = to.line > 0 ? 0 : 7 * stride, step = to.line > 0 ? stride : -stride;
+  return for_each_block(to, count, positions, [&](int64_t j, int64_t i, Out* low) {
     Float8 rows[8];
-    float block[64];
-    for (int i = 0; i < 8; ++i) std::memcpy(&rows[i], first + i * step + j, sizeof rows[i]);
-    transpose8(block, 8, rows);
-    for (int i = 0; i < 8; ++i) narrow8(low + (j + i) * to.position, block + 8 * i);
-  }
-  return j;
+    const float* block = from + i * stride + first + j;
+    for (int t = 0; t < 8; ++t) rows[t] = load8(block + t * step);
+    transpose8(rows);
+    for (int t = 0; t < 8; ++t) store8(low + t * to.position, rows[t]);
+  });
 }
 
 // Reads `count` lines into buffers `stride` elements apart. With one channel, several lines are read position by
@@ -161,20 +169,16 @@ void read_lines(T* to, int64_t stride, const Plane<In>& from, int64_t count, con
     for (int64_t i = 0; i < count; ++i) read_line(to + i * stride, from.from_line(i), extent);
     return;
   }
-  int64_t i = 0;
+  int64_t done_lines = 0, done = 0;
   if constexpr (sizeof(T) == sizeof(float)) {
-    const bool neighbours = from.line == 1 || from.line == -1;
-    for (; neighbours && i + 8 <= count; i += 8) {
-      const Plane<In> block = from.from_line(i);
-      for (int64_t j = read_transposed8(to + i * stride, stride, block, extent.positions); j < extent.positions; ++j) {
-        for (int64_t t = 0; t < 8; ++t) to[(i + t) * stride + j] = widen(block.data[t * block.line + j * block.position]);
-      }
+    if (from.line == 1 || from.line == -1) {
+      done_lines = count / 8 * 8;
+      done = read_transposed(to, stride, from, count, extent.positions);
     }
   }
-  if (i == count) return;
   for (int64_t j = 0; j < extent.positions; ++j) {
     const In* row = from.data + j * from.position;
-    for (int64_t t = i; t < count; ++t) to[t * stride + j] = widen(row[t * from.line]);
+    for (int64_t i = j < done ? done_lines : 0; i < count; ++i) to[i * stride + j] = widen(row[i * from.line]);
   }
 }
 
@@ -184,20 +188,16 @@ void write_lines(const Plane<Out>& to, const T* from, int64_t stride, int64_t co
     for (int64_t i = 0; i < count; ++i) write_line(to.from_line(i), from + i * stride, extent);
     return;
   }
-  int64_t i = 0;
+  int64_t done_lines = 0, done = 0;
   if constexpr (sizeof(T) == sizeof(float)) {
-    const bool neighbours = to.line == 1 || to.line == -1;
-    for (; neighbours && i + 8 <= count; i += 8) {
-      const Plane<Out> block = to.from_line(i);
-      for (int64_t j = write_transposed8(block, from + i * stride, stride, extent.positions); j < extent.positions; ++j) {
-        for (int64_t t = 0; t < 8; ++t) block.data[t * block.line + j * block.position] = narrow<Out>(from[(i + t) * stride + j]);
-      }
+    if (to.line == 1 || to.line == -1) {
+      done_lines = count / 8 * 8;
+      done = write_transposed(to, from, stride, count, extent.positions);
     }
   }
-  if (i == count) return;
   for (int64_t j = 0; j < extent.positions; ++j) {
     Out* row = to.data + j * to.position;
-    for (int64_t t = i; t < count; ++t) row[t * to.line] = narrow<Out>(from[t * stride + j]);
+    for (int64_t i = j < done ? done_lines : 0; i < count; ++i) row[i * to.line] = narrow<Out>(from[i * stride + j]);
   }
 }
 

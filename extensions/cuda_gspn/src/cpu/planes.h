@@ -49,9 +49,7 @@ Plane<In> plane(const AffinityView& view, const LineScanShape& shape, const Bloc
 // and the next line's lie beside them.
 inline int64_t lines_together(const Block& block, const Extent& extent) {
   if (block.vertical || block.channels > 1) return 1;
-  constexpr int64_t kCacheElements = 8192;
-  const int64_t fitting = kCacheElements / extent.positions;
-  return fitting < 8 ? 8 : fitting > 16 ? 16 : fitting;
+  return extent.positions > 2048 ? 8 : 64;
 }
 
 // The line of an image that scan line `i` is.
