@@ -52,8 +52,8 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
     one, two = states
     assert one.keys() == two.keys()
     for name in one:
-        # AdamW steps by the sign of rounding noise where a gradient is zero: that of a key's bias is, and so is
-        # at first whatever lies before an adapter's last layer, which starts at zero.
+        # AdamW steps by the sign of rounding noise where a gradient is zero: a key's bias has none, nor has
+        # at first what lies before an adapter's last layer, which starts at zero.
         if name.endswith(("in_proj_bias", "qkv.bias")) or ".adapter.norm." in name or ".adapter.fc1." in name:
             continue
         torch.testing.assert_close(
