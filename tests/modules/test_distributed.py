@@ -24,13 +24,21 @@ class EveryNth(Sampler):
         return self.size // (dist.get_world_size() if dist.is_initialized() else 1)
 
 
+class PlainSteps(Stage2Contrastive):
+    """Steps by the gradient itself: AdamW turns rounding noise into whole steps where a gradient is zero."""
+
+    def configure_optimizers(self):
+        # Small, because the untrained teacher's branches have little variance, which makes steep losses.
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-5)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
     states, metrics = [], []
     for devices in (1, 2):
         torch.manual_seed(0)
         module, samples = (
-            Stage2Contrastive(tiny.node("cgspn"), teacher_node, train_text=True),
+            PlainSteps(tiny.node("cgspn"), teacher_node, train_text=True),
             tiny.data().samples,
         )
         loader = DataLoader(samples, batch_size=6 // devices, sampler=EveryNth(len(samples)))
@@ -52,12 +60,10 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
     one, two = states
     assert one.keys() == two.keys()
     for name in one:
-        # AdamW steps by the sign of rounding noise where a gradient is zero: a key's bias has none, nor has
-        # at first what lies before an adapter's last layer, which starts at zero.
-        if name.endswith(("in_proj_bias", "qkv.bias")) or ".adapter.norm." in name or ".adapter.fc1." in name:
-            continue
         torch.testing.assert_close(
-            one[name], two[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            one[name], two[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
+    # What trained has moved by far more than the tolerance.
+    assert one["encoder.blocks.0.operator.up.bias"].abs().max() > 1e-3
     for name in ("val/retrieval/num_images", "val/retrieval/image_to_text_R@1"):
         assert metrics[0][name] == metrics[1][name]
