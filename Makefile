@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(BIN)/python -m cgspn.env
 	@touch $@
 
-demo: install  ## Draw scenes, train a teacher, distil a student, write the report (about 8 minutes on 2 cores)
+demo: install  ## Draw scenes, train a teacher, distil a student, write the report (about 8 minutes on 2 cores, install included)
 	@$(BIN)/python tools/demo.py
 
 demo-gates: install  ## Run the demo with three seeds and check its gates (about 20 minutes on 2 cores)

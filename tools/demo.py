@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 CGSPN = Path(sys.executable).parent / "cgspn"
 CONFIGS = Path("configs/demo")
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 
 # Median over seeds; figures are mIoU of linear probes on frozen features.
 TEACHER_OVER_UNTRAINED = 2.0
@@ -26,17 +28,20 @@ STUDENT_SHARE_OF_GAIN = 0.8
 
 
 class Step(NamedTuple):
-    """A part of the demo: its title, planned minutes and the commands' arguments."""
+    """A part of the demo: its title, planned minutes, the commands' arguments and how many run at once."""
 
     title: str
     minutes: float
     commands: list[list[str]]
+    at_once: int = 1
 
 
 def probe(root: Path, seed: int, name: str, encoder: str, init_from: Path | None) -> list[str]:
     """A linear probe on the frozen features of one encoder."""
     command = ["fit", "-c", f"{CONFIGS}/probe.yaml", "--run.root", str(root), "--run.name", f"probe_{name}"]
     command += ["--seed_everything", str(seed), "--model.encoder.type", encoder]
+    if encoder != "raw_patches":
+        command += ["--model.encoder.head", "avg"]
     if init_from is not None:
         command += ["--model.init_from.path", str(init_from), "--model.init_from.part", "encoder"]
     return command
@@ -72,7 +77,7 @@ def plan(root: Path, data: Path, seed: int) -> list[Step]:
                     "--format",
                     "shards",
                     "--num",
-                    "2048",
+                    "3072",
                     "--size",
                     "64",
                     "--seed",
@@ -93,18 +98,19 @@ def plan(root: Path, data: Path, seed: int) -> list[Step]:
             ],
         ),
         Step("train the teacher on captions", 2, [fit("teacher")]),
-        Step("stage 1: feature distillation", 1, [fit("stage1", *teacher)]),
+        Step("stage 1: feature distillation", 0.7, [fit("stage1", *teacher)]),
         Step(
             "stage 2: contrastive training with taps",
-            1,
+            1.4,
             [fit("stage2", *teacher, "--model.init_from.path", str(stages["stage1"]))],
         ),
         Step(
-            "linear probes and report",
+            "linear probes",
             1,
-            [probe(root, seed, name, encoder, path) for name, path, encoder in rows.values()]
-            + [["report", *report, "--out", str(root / "report")]],
+            [probe(root, seed, name, encoder, path) for name, path, encoder in rows.values()],
+            at_once=2,
         ),
+        Step("report", 0.3, [["report", *report, "--out", str(root / "report")]]),
     ]
 
 
@@ -117,11 +123,30 @@ def run(steps: list[Step]) -> None:
     for number, step in enumerate(steps, 1):
         print(f"\n== {number}/{len(steps)} {step.title} (about {step.minutes:g} min)", flush=True)
         start = time.monotonic()
-        for command in step.commands:
-            print(f"$ cgspn {shlex.join(command)}", flush=True)
-            subprocess.run([str(CGSPN), *command], cwd=ROOT, check=True)
+        for first in range(0, len(step.commands), step.at_once):
+            start_and_wait(step.commands[first : first + step.at_once])
         print(f"== {step.title}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
     print(f"\n== demo: {(time.monotonic() - begin) / 60:.1f} min", flush=True)
+
+
+def start_and_wait(commands: list[list[str]]) -> None:
+    """Runs a few commands at once; several share the cores, a thread each, and draw no progress bars.
+
+    Raises:
+        subprocess.CalledProcessError: If one of them fails; the others are waited for first.
+    """
+    several = len(commands) > 1
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if several else {})
+    processes = []
+    for command in commands:
+        command = [*command, *QUIET] if several else command
+        print(f"$ cgspn {shlex.join(command)}", flush=True)
+        processes.append(subprocess.Popen([str(CGSPN), *command], cwd=ROOT, env=environment))
+    for process in processes:
+        process.wait()
+    for process in processes:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
 
 
 def mean_iou(root: Path, name: str) -> float:
