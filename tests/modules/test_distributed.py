@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Sampler
 
 from cgspn.modules import Stage2Contrastive
+from cgspn.registry import TEACHERS
 
 
 class EveryNth(Sampler):
@@ -41,6 +42,8 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
             PlainSteps(tiny.node("cgspn"), teacher_node, train_text=True),
             tiny.data().samples,
         )
+        # Before the processes start, so that the adapters' random starts are the same in all of them.
+        module.set_teacher(TEACHERS.build(teacher_node))
         loader = DataLoader(samples, batch_size=6 // devices, sampler=EveryNth(len(samples)))
         strategy = "ddp_spawn" if devices == 2 else "auto"
         saver = ModelCheckpoint(tmp_path / str(devices), save_last=True)
@@ -53,7 +56,7 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
             use_distributed_sampler=False,
         )
         trainer.fit(module, loader, loader)
-        # The adapters exist in the spawned processes alone.
+        # The trained weights of the spawned processes come back in the checkpoint alone.
         checkpoint = torch.load(tmp_path / str(devices) / "last.ckpt", weights_only=True)
         states.append(checkpoint["state_dict"])
         metrics.append(trainer.callback_metrics)
