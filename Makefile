@@ -4,13 +4,15 @@ VENV ?= .venv
 JOBS ?= 2
 PIP_OPTIONS ?=
 BIN := $(VENV)/bin
+# OpenMMLab's own releases, which many have installed, laid over the maintained packages.
+ORIGINALS := mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0
 NATIVE_SOURCES := CMakeLists.txt $(shell find extensions -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-gates test cuda lint typecheck clean
+.PHONY: help install demo demo-gates test test-originals cuda lint typecheck clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed  ## Make the virtual environment and install the package in it, editable
 
@@ -33,6 +35,16 @@ demo-gates: install  ## Run the demo with three seeds and check its gates (about
 
 test: install cuda  ## Compile the CUDA sources where nvcc is, then run all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-originals: build/originals/.installed  ## Run the tests of segmentation with OpenMMLab's original packages
+	@PYTHONPATH=$(abspath build/originals) $(BIN)/python -c "import mmcv, mmengine, mmseg; \
+	  print('[originals]', *('%s %s' % (m.__name__, m.__version__) for m in (mmseg, mmengine, mmcv)))"
+	PYTHONPATH=$(abspath build/originals) $(BIN)/python -m pytest tests/segmentation tests/backbones/test_openmmlab.py -n $(JOBS)
+
+build/originals/.installed: Makefile $(VENV)/.installed
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --no-deps --target $(@D) $(ORIGINALS)
+	@touch $@
 
 cuda: install  ## Compile the CUDA sources for every supported architecture, if nvcc is there
 	@if command -v nvcc > /dev/null; then \

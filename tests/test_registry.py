@@ -3,9 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import mmengine
 import pytest
-from mmengine.registry import MODELS
 
 from cgspn.registry import BACKBONES, OPERATORS, Raw, Registry, merge
 
@@ -155,10 +153,3 @@ def test_merge(base, overlay, merged):
 def test_built_in_entries_are_found_without_importing_them():
     assert {"attention", "cgspn", "gspn", "gspn2"} <= set(OPERATORS.names())
     assert {"vit_base_patch16", "cgspn_base_patch16", "cgspn_so400m_patch14"} <= set(BACKBONES.names())
-
-
-@pytest.mark.parametrize("registry", [MODELS, mmengine.Registry("models", scope="elsewhere", parent=MODELS)])
-def test_mmengine_configs_name_backbones_by_scope(registry):
-    encoder = registry.build({"type": "cgspn.vit_demo_patch8", "depth": 1})
-    assert type(encoder).__name__ == "VisionEncoder"
-    assert len(encoder.blocks) == 1

@@ -8,6 +8,7 @@ Third-party packages add entries through the entry-point group ``cgspn.plugins``
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import inspect
 import types
@@ -75,7 +76,6 @@ class Registry(mmengine.Registry):
         locations: Modules whose import registers the built-in entries.
         context: Constructor arguments that the owner of a node supplies (``dim``, for instance), so
             that a node need not name them.
-        parent: An mmengine registry whose configs can name the entries as ``cgspn.<name>``.
     """
 
     def __init__(
@@ -84,9 +84,8 @@ class Registry(mmengine.Registry):
         *,
         locations: list[str],
         context: tuple[str, ...] = (),
-        parent: mmengine.Registry | None = None,
     ) -> None:
-        super().__init__(name, scope="cgspn", locations=locations, parent=parent)
+        super().__init__(name, scope="cgspn", locations=locations)
         self.kind = name
         self.context = context
 
@@ -250,10 +249,28 @@ def node_registry(annotation: Any) -> Registry | None:
     return None
 
 
+class OpenMMLabModels(mmengine.Registry):
+    """What configs of OpenMMLab's frameworks find as ``cgspn.<name>``: every backbone, as feature maps.
+
+    mmengine imports ``cgspn.registry`` when a config names the scope ``cgspn``.
+    """
+
+    def get(self, key: str) -> Callable[..., Any]:
+        """Returns what builds the feature maps of a backbone.
+
+        Raises:
+            ValueError: If there is no such backbone; the message lists the valid names and the nearest one.
+        """
+        name = key.removeprefix("cgspn.")
+        BACKBONES.find(name)
+        return typing.cast(Callable[..., Any], importlib.import_module("cgspn.openmmlab").builder(name))
+
+
+OPENMMLAB_MODELS = OpenMMLabModels("model", scope="cgspn", parent=mmengine.registry.MODELS)
 OPERATORS = Registry("operator", locations=["cgspn.operators"], context=("dim", "num_heads"))
 BLOCKS = Registry("block", locations=["cgspn.blocks"], context=("dim", "num_heads"))
 HEADS = Registry("head", locations=["cgspn.backbones.heads"], context=("dim", "num_heads"))
-BACKBONES = Registry("backbone", locations=["cgspn.backbones"], parent=mmengine.registry.MODELS)
+BACKBONES = Registry("backbone", locations=["cgspn.backbones"])
 TEACHERS = Registry("teacher", locations=["cgspn.teachers"])
 DECODERS = Registry(
     "decoder", locations=["cgspn.segmentation.decoders"], context=("in_channels", "num_classes")

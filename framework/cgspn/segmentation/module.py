@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
+from cgspn.backbones.feature_maps import check_indices, freeze_unused
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.modules.image_text import plain
 from cgspn.modules.init_from import InitFrom
@@ -245,12 +246,7 @@ class SegmentationModule(LightningModule):
         if self.frozen:
             self.encoder.requires_grad_(False)
             self.encoder.eval()
-        # Distributed training rejects parameters that get no gradient, and these do not reach the decoder.
-        unused = [f"blocks.{i}." for i in range(self.out_indices[-1] + 1, self.encoder.depth)]
-        unused += ["head.", "classifier."] if self.norm else ["head.", "classifier.", "norm."]
-        for name, parameter in self.encoder.named_parameters():
-            if name.startswith(tuple(unused)):
-                parameter.requires_grad_(False)
+        freeze_unused(self.encoder, self.out_indices, self.norm)
 
     def _scores(self, images: Tensor) -> Tensor:
         scores = self.decoder(self.features(images))
@@ -294,17 +290,3 @@ class SegmentationModule(LightningModule):
 
     def _run_folder(self) -> Path:
         return Path(self.trainer.log_dir or self.trainer.default_root_dir)
-
-
-def check_indices(indices: Sequence[int], depth: int) -> list[int]:
-    """Block indices counted from 0.
-
-    Raises:
-        ValueError: If there is no such block, none at all, or they do not ascend.
-    """
-    if outside := [i for i in indices if not -depth <= i < depth]:
-        raise ValueError(f"out_indices names block {outside[0]}; valid: {-depth} to {depth - 1}.")
-    blocks = [i % depth for i in indices]
-    if not blocks or blocks != sorted(set(blocks)):
-        raise ValueError(f"out_indices={list(indices)} must name blocks in ascending order, each once.")
-    return blocks
