@@ -72,11 +72,29 @@ def test_tap_loss_equals_the_formula(standardize, kl_weight):
     torch.testing.assert_close(kl, kl_weight * channel_kl(s, t, 2.0), rtol=1e-4, atol=1e-7)
 
 
+def test_a_small_branch_is_measured_by_its_stream():
+    s, t, stream = tokens(), tokens(), 5 * tokens()
+    s[..., :3] /= 100
+    t[..., :3] /= 100
+    error, _ = TapLoss(6, 6, kl_weight=0.0, branch=True)(s, t, stream)
+    own, floor = (x.flatten(0, -2).std(0, correction=0) for x in (t, stream))
+    floor = 0.1 * floor
+    assert (own < floor)[:3].all()
+    assert (own > floor)[3:].all()
+    torch.testing.assert_close(error, (((s - t) / own.maximum(floor)) ** 2).mean(), rtol=1e-4, atol=0)
+
+
+def test_a_branch_without_its_stream_raises():
+    with pytest.raises(ValueError, match="in proportion to its stream"):
+        TapLoss(6, 6, branch=True)(tokens(), tokens())
+    TapLoss(6, 6, branch=True, standardize=False)(tokens(), tokens())
+
+
 def test_evaluation_leaves_the_statistics_alone():
-    tap = TapLoss(6, 6)
-    tap(tokens(), tokens())
+    tap = TapLoss(6, 6, branch=True)
+    tap(tokens(), tokens(), tokens())
     before = {name: value.clone() for name, value in tap.state_dict().items()}
-    tap.eval()(tokens(), tokens(offset=50.0))
+    tap.eval()(tokens(), tokens(offset=50.0), tokens(offset=50.0))
     assert all(torch.equal(before[name], value) for name, value in tap.state_dict().items())
 
 

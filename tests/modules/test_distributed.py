@@ -16,21 +16,24 @@ class EveryNth(Sampler):
     def __init__(self, size):
         self.size = size
 
-    def __iter__(self):
+    @property
+    def share(self):
         running = dist.is_initialized()
         first, step = (dist.get_rank(), dist.get_world_size()) if running else (0, 1)
-        return iter(range(first, self.size, step))
+        return range(first, self.size, step)
+
+    def __iter__(self):
+        return iter(self.share)
 
     def __len__(self):
-        return self.size // (dist.get_world_size() if dist.is_initialized() else 1)
+        return len(self.share)
 
 
 class PlainSteps(Stage2Contrastive):
     """Steps by the gradient itself: AdamW turns rounding noise into whole steps where a gradient is zero."""
 
     def configure_optimizers(self):
-        # Small, because the untrained teacher's branches have little variance, which makes steep losses.
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-5)
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 
 @pytest.mark.slow
@@ -38,13 +41,14 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
     states, metrics = [], []
     for devices in (1, 2):
         torch.manual_seed(0)
-        module, samples = (
-            PlainSteps(tiny.node("cgspn"), teacher_node, train_text=True),
-            tiny.data().samples,
-        )
+        module = PlainSteps(tiny.node("cgspn"), teacher_node, train_text=True)
         # Before the processes start, so that the adapters' random starts are the same in all of them.
         module.set_teacher(TEACHERS.build(teacher_node))
-        loader = DataLoader(samples, batch_size=6 // devices, sampler=EveryNth(len(samples)))
+        train, val = (
+            DataLoader(samples, batch_size=6 // devices, sampler=EveryNth(len(samples)))
+            # Of 19 samples one process gets a batch more than the other: it must not wait for the other.
+            for samples in (tiny.data(24).samples, tiny.data(19).samples)
+        )
         strategy = "ddp_spawn" if devices == 2 else "auto"
         saver = ModelCheckpoint(tmp_path / str(devices), save_last=True)
         trainer = tiny.trainer(
@@ -55,7 +59,7 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
             enable_checkpointing=True,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, loader, loader)
+        trainer.fit(module, train, val)
         # The trained weights of the spawned processes come back in the checkpoint alone.
         checkpoint = torch.load(tmp_path / str(devices) / "last.ckpt", weights_only=True)
         states.append(checkpoint["state_dict"])
@@ -68,5 +72,5 @@ def test_two_processes_equal_one(tiny, teacher_node, tmp_path):
         )
     # What trained has moved by far more than the tolerance.
     assert one["encoder.blocks.0.operator.up.bias"].abs().max() > 1e-3
-    for name in ("val/retrieval/num_images", "val/retrieval/image_to_text_R@1"):
-        assert metrics[0][name] == metrics[1][name]
+    for name in ("val/retrieval/num_images", "val/retrieval/image_to_text_R@1", "val/pb_mse"):
+        assert metrics[0][name].item() == pytest.approx(metrics[1][name].item(), rel=1e-4), name

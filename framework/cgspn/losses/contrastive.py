@@ -2,7 +2,8 @@
 
 Both losses take this rank's rows and compare them with the rows of all ranks, with gradient. The mean of
 the ranks' losses, and the mean of their gradients (what DDP computes), equal the loss and gradient of one
-process that holds the whole global batch.
+process that holds the whole global batch. That needs as many rows and calls on every rank; where these may
+differ, as in validation, ``across_ranks=False`` compares this rank's rows with each other.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ def caption_keys(captions: Sequence[str], device: torch.device | None = None) ->
     return torch.tensor(keys, dtype=torch.int64, device=device)
 
 
-def _similarities(image: Tensor, text: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _similarities(
+    image: Tensor, text: Tensor, keys: Tensor, across_ranks: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines of (local image, all texts) and (local text, all images), and which pairs are positives."""
     if not len(image) == len(text) == len(keys):
         raise ValueError(f"Images, texts and keys differ in number: {len(image)}, {len(text)}, {len(keys)}.")
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
-    all_images, all_texts, all_keys = map(gather_with_gradient, (image, text, keys))
+    all_images, all_texts, all_keys = image, text, keys
+    if across_ranks:
+        all_images, all_texts, all_keys = map(gather_with_gradient, (image, text, keys))
     return image @ all_texts.T, text @ all_images.T, keys[:, None] == all_keys
 
 
-def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
+def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, across_ranks: bool = True) -> Tensor:
     """Symmetric cross-entropy between the softmax over similarities and the uniform law on the positives.
 
     With distinct captions this is CLIP's loss. A sample with n positives has the target 1/n on each (the
@@ -52,6 +57,7 @@ def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor) -> Tensor
         text: Text embeddings of this rank, shape (B, C); they are normalised here.
         keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
         scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
+        across_ranks: Whether the rows of all ranks are compared, or this rank's alone.
 
     Returns:
         Scalar in float32, the mean over this rank's samples.
@@ -59,13 +65,15 @@ def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor) -> Tensor
     Source: arXiv:2103.00020, figure 3.
     """
     with torch.autocast(image.device.type, enabled=False):
-        image_text, text_image, positive = _similarities(image, text, keys)
+        image_text, text_image, positive = _similarities(image, text, keys, across_ranks)
         target = positive.float() / positive.sum(dim=1, keepdim=True)
         image_loss = F.cross_entropy(scale.float() * image_text, target)
         return (image_loss + F.cross_entropy(scale.float() * text_image, target)) / 2
 
 
-def sigmoid_contrastive(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+def sigmoid_contrastive(
+    image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, across_ranks: bool = True
+) -> Tensor:
     """Pairwise logistic loss: every image-text pair is classified as matching or not.
 
     Args:
@@ -74,6 +82,7 @@ def sigmoid_contrastive(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor
         keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
         scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
         bias: Added to the scaled cosines, a scalar.
+        across_ranks: Whether the rows of all ranks are compared, or this rank's alone.
 
     Returns:
         Scalar in float32, the sum over all texts, averaged over this rank's images.
@@ -81,6 +90,6 @@ def sigmoid_contrastive(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor
     Source: arXiv:2303.15343, algorithm 1.
     """
     with torch.autocast(image.device.type, enabled=False):
-        image_text, _, positive = _similarities(image, text, keys)
+        image_text, _, positive = _similarities(image, text, keys, across_ranks)
         logits = scale.float() * image_text + bias.float()
         return -F.logsigmoid(torch.where(positive, logits, -logits)).sum(dim=1).mean()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 KLDirection = Literal["student_teacher", "teacher_student"]
 
+# Smallest deviation that a channel of a branch is divided by, in deviations of the stream it is added to.
+BRANCH_FLOOR = 0.1
+
 
 class TapAdapter(nn.Module):
     """``skip(x) + Linear(GELU(Linear(LayerNorm(x))))``, which starts as the identity path.
@@ -80,9 +83,15 @@ class ChannelStatistics(nn.Module):
         self.mean.add_(shift)
         self.count.copy_(total)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Standardises ``x``, shape (..., C), by the statistics; float32."""
-        return (x.float() - self.mean) * torch.rsqrt(self.variance + self.eps * self.variance.mean())
+    def forward(self, x: Tensor, floor: Tensor | None = None) -> Tensor:
+        """Standardises ``x``, shape (..., C), by the statistics; float32.
+
+        Args:
+            x: Features.
+            floor: Smallest variance that counts, shape (C,).
+        """
+        variance = self.variance if floor is None else torch.maximum(self.variance, floor)
+        return (x.float() - self.mean) * torch.rsqrt(variance + self.eps * variance.mean())
 
 
 def channel_kl(
@@ -113,7 +122,10 @@ class TapLoss(nn.Module):
 
     With ``standardize``, both sides are standardised per channel by the teacher's running statistics: the
     student before the adapter, so that an adapter at its start measures the distance to the teacher in units
-    of the teacher's deviation instead of a difference of scales.
+    of the teacher's deviation instead of a difference of scales. A branch is added to a stream, and what is
+    far below the stream's own deviation changes nothing downstream. So no channel of a branch is divided by
+    less than ``BRANCH_FLOOR`` of the stream's deviation in that channel: without that floor, the loss of a
+    branch of 1 % of its stream is 10,000 times steeper than the stream's own.
 
     Args:
         dim: Channels of the student.
@@ -123,8 +135,9 @@ class TapLoss(nn.Module):
         kl_direction: Which of the two comes first in the KL divergence.
         standardize: Whether to standardise; needs equal widths for the student's side, else only the
             teacher's is.
+        branch: Whether the features are a residual branch, so that ``forward`` also needs the stream.
 
-    Source: arXiv:2606.00746; standardisation, temperature and the adapter's start are ours.
+    Source: arXiv:2606.00746; standardisation, its floor, temperature and the adapter's start are ours.
     """
 
     def __init__(
@@ -135,23 +148,28 @@ class TapLoss(nn.Module):
         temperature: float = 1.0,
         kl_direction: KLDirection = "student_teacher",
         standardize: bool = True,
+        branch: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
         self.adapter = TapAdapter(dim, teacher_dim)
         self.statistics = ChannelStatistics(teacher_dim) if standardize else None
+        self.stream = ChannelStatistics(teacher_dim) if standardize and branch else None
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.kl_direction: KLDirection = kl_direction
         self.same_width = dim == teacher_dim
 
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, student: Tensor, teacher: Tensor, stream: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compares features; in training mode the teacher's statistics take them in first.
 
         Args:
             student: Shape (..., dim).
             teacher: Shape (..., teacher_dim), the same leading axes.
+            stream: What the teacher's branch is added to, of the teacher's shape; for a branch only.
 
         Returns:
             The squared error averaged over tokens and channels, and the KL term averaged over tokens and
@@ -165,8 +183,15 @@ class TapLoss(nn.Module):
         if self.statistics is not None:
             if self.training:
                 self.statistics.update(teacher)
-            teacher = self.statistics(teacher)
-            student = self.statistics(student) if self.same_width else student
+            floor = None
+            if self.stream is not None:
+                if stream is None:
+                    raise ValueError("A branch is standardised in proportion to its stream; none was given.")
+                if self.training:
+                    self.stream.update(stream)
+                floor = BRANCH_FLOOR**2 * self.stream.variance
+            teacher = self.statistics(teacher, floor)
+            student = self.statistics(student, floor) if self.same_width else student
         adapted = self.adapter(student).float()
         error = F.mse_loss(adapted, teacher)
         if not self.kl_weight:

@@ -120,7 +120,11 @@ class ImageTextModule(LightningModule):
         return adamw(self, *self.optimization)
 
     def contrastive_loss(self, image: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
-        """The chosen loss between summaries (B, C) and text embeddings (B, C) of all ranks."""
+        """The chosen loss between summaries (B, C) and text embeddings (B, C).
+
+        Training compares the rows of all ranks. In evaluation ranks may have unequal numbers of rows and of
+        batches, so each compares its own.
+        """
         if image.shape[-1] != text.shape[-1]:
             raise ValueError(
                 f"The encoder's summary has {image.shape[-1]} channels, the text tower {text.shape[-1]}: "
@@ -129,15 +133,16 @@ class ImageTextModule(LightningModule):
         keys = caption_keys(captions, image.device)
         scale = self.logit_scale.exp().clamp(max=MAX_SCALE)
         if self.logit_bias is None:
-            return info_nce(image, text, keys, scale)
-        return sigmoid_contrastive(image, text, keys, scale, self.logit_bias)
+            return info_nce(image, text, keys, scale, self.training)
+        return sigmoid_contrastive(image, text, keys, scale, self.logit_bias, self.training)
 
     def log_losses(self, prefix: str, losses: Mapping[str, Tensor], batch_size: int) -> None:
         """Logs scalars as ``prefix/name``, per step in training and averaged over all ranks elsewhere."""
         self.log_dict(
             {f"{prefix}/{name}": value for name, value in losses.items()},
             prog_bar=False,
-            batch_size=batch_size,
+            # Lightning rounds the mean of the ranks' numbers of samples down if they are integers.
+            batch_size=float(batch_size),  # type: ignore[arg-type]
             sync_dist=prefix != "train",
         )
         if "loss" in losses and prefix == "train":
@@ -177,11 +182,14 @@ class ImageTextModule(LightningModule):
         """Logs and resets what ``update_metrics`` gathered; percent."""
         if self.retrieval.update_called:
             recalls = self.retrieval.compute()
-            self.log_dict({f"{prefix}/retrieval/{name}": value for name, value in recalls.items()})
+            # Every rank has the whole set's figures already; their mean over ranks is the same.
+            self.log_dict(
+                {f"{prefix}/retrieval/{name}": value for name, value in recalls.items()}, sync_dist=True
+            )
             self.retrieval.reset()
         for metric, name in ((self.zero_shot_top1, "top1"), (self.zero_shot_top5, "top5")):
             if metric.update_called:
-                self.log(f"{prefix}/zero_shot/{name}", metric.compute())
+                self.log(f"{prefix}/zero_shot/{name}", metric.compute(), sync_dist=True)
                 metric.reset()
 
     def evaluate(self, batch: Batch, prefix: str) -> None:

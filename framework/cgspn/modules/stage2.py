@@ -31,7 +31,8 @@ class TapConfig:
         kl: Weight lambda of the KL term inside a tap.
         temperature: Temperature tau of the softmax over a token's channels.
         kl_direction: Which side comes first in the KL divergence.
-        standardize: Whether features are standardised per channel by running statistics of the teacher's.
+        standardize: Whether features are standardised per channel by running statistics of the teacher's,
+            a branch's deviation counting as at least a tenth of its block output's.
         blocks: Tapped blocks, negative ones counted from the end; None means the last one of each quarter.
     """
 
@@ -141,6 +142,7 @@ class Stage2Contrastive(DistillationModule):
                     config.temperature,
                     config.kl_direction,
                     config.standardize,
+                    branch=kind == "pp",
                 )
                 for kind in TAPS
                 for block in self.tapped
@@ -192,7 +194,7 @@ class Stage2Contrastive(DistillationModule):
         ):
             if not (weight := getattr(self.tap_config, kind)):
                 continue
-            pairs = [self.taps[f"{kind}_{i}"](ours[i], theirs[i]) for i in self.tapped]
+            pairs = [self.taps[f"{kind}_{i}"](ours[i], theirs[i], teacher.outputs[i]) for i in self.tapped]
             error, kl = (torch.stack(values).mean() for values in zip(*pairs, strict=True))
             terms |= {f"{kind}_mse": error, f"{kind}_kl": kl}
             total = total + weight * (error + kl)
