@@ -12,6 +12,8 @@ from cgspn.ops.directions import DIRECTIONS
 
 NAMES = ("x", "a", "lam", "u")
 LAYOUTS = ("contiguous", "channels_last", "generated", "sliced", "expanded")
+LOGITS = ("equal", "one hot", "borders")
+MEANS = (-80.0, -20.0, -8.0, -4.0, 0.0, 4.0, 8.0, 20.0, 80.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Case:
     reduce: str = "sum"
     gates: tuple[bool, bool] = (True, True)
     layout: str = "contiguous"
+    logits: float | str = 0.0  # their mean, or one of LOGITS
 
     @property
     def options(self):
@@ -48,7 +51,7 @@ class Case:
         return ",".join(parts)
 
 
-def draw(case: Case, dtype: torch.dtype, device: torch.device, mean: float = 0.0) -> list[Tensor | None]:
+def draw(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
     """Random x, a, lam and u (None where the case has no gate), laid out as the case says."""
     batch, channels, height, width = case.shape
     num, ca = len(case.directions), case.affinity_channels or channels
@@ -58,12 +61,31 @@ def draw(case: Case, dtype: torch.dtype, device: torch.device, mean: float = 0.0
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
     x = normal(batch, channels, height, width)
-    a = 2 * normal(batch, num, 3, ca, height, width) + mean
+    a = set_logits(2 * normal(batch, num, 3, ca, height, width), case.logits)
     if not case.normalize:
         a = a.softmax(2)
     gates = [1 + 0.3 * normal(batch, num, channels, height, width) if g else None for g in case.gates]
     tensors = [t if t is None else t.to(dtype).to(device) for t in (x, a, *gates)]
     return [t if t is None else lay_out(t, case.layout) for t in tensors]
+
+
+def set_logits(noise: Tensor, kind: float | str) -> Tensor:
+    """Logits (B, D, 3, Ca, H, W) of a kind, from normal noise of the same shape."""
+    if isinstance(kind, float):
+        return noise + kind
+    if kind == "equal":  # all three, beyond the clamp, at it and far above included
+        return (20 * noise[:, :, :1]).expand_as(noise).clone()
+    if kind == "one hot":
+        hot = torch.nn.functional.one_hot(noise.argmax(2), 3).movedim(-1, 2)
+        return torch.where(hot.bool(), 80.0, -80.0).to(noise)
+    # At the borders of the picture everything is lost but the neighbours that are not there.
+    a = noise.clone()
+    for axis in (-1, -2):
+        for edge, outside in ((0, 0), (-1, 2)):
+            border = a.select(axis, edge)
+            border.fill_(-80.0)
+            border[:, :, outside] = 80.0
+    return a
 
 
 def lay_out(t: Tensor, layout: str) -> Tensor:
