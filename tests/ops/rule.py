@@ -2,8 +2,8 @@
 
 The comparator is the reference on the same inputs with its state in float32, rounding only what the operator
 stores. Ours is at most 2 times its maximum and 1.5 times its RMS error against float64, plus one unit in the
-last place of the largest magnitude and the float64 reference's own resolution (it takes the gradient of a
-sigmoid at 80 for 0, ours is 1e-33). In float64 there is nothing to compare with: a relative bound takes its place.
+last place of the largest magnitude, plus float64's own resolution (its gradient of a sigmoid at 80 is 0, ours
+1e-33). In float64 there is nothing to compare with: a relative bound takes its place.
 """
 
 import torch

@@ -44,6 +44,18 @@ def active(device: torch.device) -> bool:
     return device.type in STATUS and STATUS[device.type].active
 
 
+def cmake_dir() -> Path:
+    """Folder to give CMake as ``cgspn_DIR``, so that C++ programs without torch find the kernels.
+
+    Raises:
+        RuntimeError: If the library was not built.
+    """
+    path = STATUS["cpu"].path
+    if path is None:
+        raise RuntimeError(f"there is no native library to link: {STATUS['cpu'].reason}.")
+    return path.parent / "cmake"
+
+
 def _load_all() -> dict[str, Status]:
     cpu = _load("cpu", "_C")
     if cpu.active:
