@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cgspn.modules import ContrastivePretraining, InitFrom
-from cgspn.modules.optimization import parameter_groups, warmup_cosine
+from cgspn.modules.optimization import decayed_names, parameter_groups, warmup_cosine
 
 
 @pytest.fixture
@@ -143,10 +143,26 @@ def test_schedule():
 
 def test_weight_decay_spares_vectors_positions_and_the_probe(module):
     model = module()
-    decayed, plain = parameter_groups(model, 0.1)
+    decayed, plain = parameter_groups(model, decayed_names(model), 0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     spared = {names[id(p)] for p in plain["params"]}
     assert plain["weight_decay"] == 0.0
     assert {"logit_scale", "encoder.pos_embed.weight", "encoder.head.probe", "encoder.norm.bias"} <= spared
     assert "encoder.blocks.0.mlp.fc1.weight" in {names[id(p)] for p in decayed["params"]}
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_parameters_in_flat_shards_are_decayed_by_their_name(module):
+    model = module()
+    names, expected = decayed_names(model), {}
+    for group in parameter_groups(model, names, 0.1):
+        expected[group["weight_decay"]] = sum(p.numel() for p in group["params"])
+    # As FSDP leaves them: each layer behind a wrapper, its parameters flat.
+    for layer in [m for m in model.modules() if isinstance(m, torch.nn.Linear)]:
+        inner = torch.nn.Linear(1, 1, bias=layer.bias is not None)
+        for name, parameter in list(layer.named_parameters()):
+            setattr(inner, name, torch.nn.Parameter(parameter.detach().flatten()))
+            delattr(layer, name)
+        layer._fsdp_wrapped_module = inner
+    for group in parameter_groups(model, names, 0.1):
+        assert sum(p.numel() for p in group["params"]) == expected[group["weight_decay"]]

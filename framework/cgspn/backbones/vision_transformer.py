@@ -175,7 +175,7 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         """Dense features after the last norm, (B, H, W, C)."""
         x = self.embed(images)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = self.run(block, x)
         return self.norm(x)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -222,7 +222,7 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         intermediates = []
         x = self.embed(x)
         for i, block in enumerate(blocks):
-            x = self._run(block, x)
+            x = self.run(block, x)
             if i in wanted:
                 y = self.norm(x) if norm else x
                 intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
@@ -236,10 +236,10 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         for i, block in enumerate(self.blocks):
             if i in wanted:
                 inputs[i] = x
-                x, branches[i] = self._run(cast(ViTBlock, block).forward_with_taps, x)
+                x, branches[i] = self.run(cast(ViTBlock, block).forward_with_taps, x)
                 outputs[i] = x
             else:
-                x = self._run(block, x)
+                x = self.run(block, x)
         features = self.norm(x)
         return EncoderTrace(inputs, branches, outputs, features, self.head(features))
 
@@ -268,7 +268,8 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         self.num_classes = self.config["num_classes"] = num_classes
         self.classifier = linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
-    def _run(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    def run(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        """``function(x)`` of a block, its activations kept or, with checkpointing, computed again."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, x, use_reentrant=False)
         return function(x)

@@ -56,7 +56,7 @@ def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, across_ra
         image: Image embeddings of this rank, shape (B, C); they are normalised here.
         text: Text embeddings of this rank, shape (B, C); they are normalised here.
         keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
-        scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
+        scale: Factor on the cosines, one number: ``logit_scale.exp()``.
         across_ranks: Whether the rows of all ranks are compared, or this rank's alone.
 
     Returns:
@@ -80,8 +80,8 @@ def sigmoid_contrastive(
         image: Image embeddings of this rank, shape (B, C); they are normalised here.
         text: Text embeddings of this rank, shape (B, C); they are normalised here.
         keys: Caption numbers of this rank, shape (B,), from ``caption_keys``.
-        scale: Factor on the cosines, a scalar: ``logit_scale.exp()``.
-        bias: Added to the scaled cosines, a scalar.
+        scale: Factor on the cosines, one number: ``logit_scale.exp()``.
+        bias: Added to the scaled cosines, one number.
         across_ranks: Whether the rows of all ranks are compared, or this rank's alone.
 
     Returns:

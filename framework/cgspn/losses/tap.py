@@ -61,7 +61,8 @@ class ChannelStatistics(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        # An integer, which no conversion of the module to a lower precision touches.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("variance", torch.ones(dim))
 
@@ -81,7 +82,7 @@ class ChannelStatistics(nn.Module):
         squares = self.variance.double() * self.count + second
         self.variance.copy_(squares / total - shift.square())
         self.mean.add_(shift)
-        self.count.copy_(total)
+        self.count.add_(new.long())
 
     def forward(self, x: Tensor, floor: Tensor | None = None) -> Tensor:
         """Standardises ``x``, shape (..., C), by the statistics; float32.

@@ -1,5 +1,6 @@
 """LightningModules: how a teacher is made, the two stages of distillation and the curriculum."""
 
+from cgspn.modules.checkpointing import ActivationCheckpointing
 from cgspn.modules.highres import HighResolution
 from cgspn.modules.init_from import InitFrom
 from cgspn.modules.pretraining import ContrastivePretraining
@@ -7,6 +8,7 @@ from cgspn.modules.stage1 import Stage1Distillation
 from cgspn.modules.stage2 import Stage2Contrastive, TapConfig
 
 __all__ = [
+    "ActivationCheckpointing",
     "ContrastivePretraining",
     "HighResolution",
     "InitFrom",

@@ -19,7 +19,7 @@ from cgspn.backbones.vision_transformer import VisionEncoder
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.losses import caption_keys, info_nce, sigmoid_contrastive
 from cgspn.modules.init_from import InitFrom
-from cgspn.modules.optimization import adamw
+from cgspn.modules.optimization import adamw, decayed_names
 from cgspn.modules.retrieval import RetrievalRecall
 from cgspn.registry import BACKBONES, BackboneConfig
 
@@ -76,13 +76,15 @@ class ImageTextModule(LightningModule):
         self.templates = tuple(templates)
         self.optimization = (lr, weight_decay, betas, warmup_steps)
         scale, bias = CONTRASTIVE[contrastive]
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+        # FSDP takes no parameters without dimensions.
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
         self.retrieval = RetrievalRecall()
         self.zero_shot_top1 = MeanMetric()
         self.zero_shot_top5 = MeanMetric()
         self.class_embeddings: Tensor | None = None
         self.missing = False
+        self.decayed: frozenset[str] = frozenset()
 
     @property
     def text_encoder(self) -> Callable[[Sequence[str]], Tensor] | None:
@@ -99,6 +101,7 @@ class ImageTextModule(LightningModule):
             self.missing = self.init_from is not None and not Path(self.init_from.path).is_file()
             if not self.missing:
                 self.initialise()
+        self.decayed = decayed_names(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes that the weights come from a checkpoint."""
@@ -117,7 +120,7 @@ class ImageTextModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's steps."""
-        return adamw(self, *self.optimization)
+        return adamw(self, self.decayed, *self.optimization)
 
     def contrastive_loss(self, image: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
         """The chosen loss between summaries (B, C) and text embeddings (B, C).

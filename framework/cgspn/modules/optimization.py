@@ -10,12 +10,15 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+# What strategies put into the names of the parameters that they wrap.
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Splits the trainable parameters by weight decay.
 
-    Parameters with fewer than two dimensions (biases, norms, scales) get none, nor do those that a
-    submodule names in ``no_weight_decay()``.
+def decayed_names(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay acts on.
+
+    It leaves alone what has fewer than two dimensions (biases, norms, scales) and what a submodule names in
+    ``no_weight_decay()``. To be asked before a strategy such as FSDP turns parameters into flat shards.
     """
     exempt = {
         f"{prefix}.{name}" if prefix else name
@@ -23,12 +26,22 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
         if callable(getattr(submodule, "no_weight_decay", None))
         for name in submodule.no_weight_decay()
     }
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    plain = [p for name, p in trainable.items() if p.ndim < 2 or name in exempt]
-    decayed = [p for name, p in trainable.items() if p.ndim >= 2 and name not in exempt]
+    return frozenset(name for name, p in module.named_parameters() if p.ndim >= 2 and name not in exempt)
+
+
+def parameter_groups(
+    module: nn.Module, decayed: frozenset[str], weight_decay: float
+) -> list[dict[str, object]]:
+    """The trainable parameters in two groups: those in ``decayed``, with weight decay, and the others."""
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            for wrapper in WRAPPERS:
+                name = name.replace(wrapper, "")
+            groups[name not in decayed].append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": groups[0], "weight_decay": weight_decay},
+        {"params": groups[1], "weight_decay": 0.0},
     ]
 
 
@@ -41,9 +54,16 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def adamw(
-    module: LightningModule, lr: float, weight_decay: float, betas: tuple[float, float], warmup_steps: int
+    module: LightningModule,
+    decayed: frozenset[str],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    warmup_steps: int,
 ) -> OptimizerLRSchedulerConfig:
     """AdamW over the module's trainable parameters, with warm-up and cosine decay over the whole run.
+
+    ``decayed`` are the ``decayed_names`` of the module as it was built.
 
     Raises:
         ValueError: If the length of the run is unknown or the warm-up does not fit into it.
@@ -53,6 +73,6 @@ def adamw(
         raise ValueError("The run's length is unknown, so its schedule is too: set trainer.max_steps.")
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and the run's {total_steps} steps.")
-    optimizer = AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas)
+    optimizer = AdamW(parameter_groups(module, decayed, weight_decay), lr=lr, betas=betas)
     schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup_steps, int(total_steps)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

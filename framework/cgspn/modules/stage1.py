@@ -74,7 +74,7 @@ class Stage1Distillation(DistillationModule):
             with torch.no_grad():
                 inputs[0] = self.encoder.embed(images)
         return [
-            relative_error(cast(ViTBlock, block).mix(inputs[i]), teacher.branches[i])
+            relative_error(self.encoder.run(cast(ViTBlock, block).mix, inputs[i]), teacher.branches[i])
             for i, block in enumerate(self.encoder.blocks)
         ]
 

@@ -14,7 +14,7 @@ from cgspn.backbones.feature_maps import check_indices, freeze_unused
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.modules.image_text import plain
 from cgspn.modules.init_from import InitFrom
-from cgspn.modules.optimization import adamw
+from cgspn.modules.optimization import adamw, decayed_names
 from cgspn.registry import BACKBONES, DECODERS, BackboneConfig, DecoderConfig
 from cgspn.segmentation import results
 from cgspn.segmentation.datamodule import NUM_CLASSES
@@ -113,6 +113,7 @@ class SegmentationModule(LightningModule):
         """
         if stage != "fit":
             return
+        self.decayed = decayed_names(self)
         if self.cache_features and getattr(getattr(self.trainer, "datamodule", None), "augment", True):
             raise ValueError(
                 "cache_features=True needs pictures that stay the same: set data.augment to False."
@@ -236,7 +237,7 @@ class SegmentationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over what is trained."""
-        return adamw(self, self.lr, self.weight_decay, (0.9, 0.999), self.warmup_steps)
+        return adamw(self, self.decayed, self.lr, self.weight_decay, (0.9, 0.999), self.warmup_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps dataclasses out of the hyperparameters, which are read back with ``weights_only``."""
