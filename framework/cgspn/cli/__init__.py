@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import cgspn
-from cgspn.cli.errors import UsageError, report_errors
+from cgspn.cli.errors import UsageError, plain_warnings, report_errors
 from cgspn.errors import unknown_name
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None means those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with report_errors() as outcome:
+    with plain_warnings(), report_errors() as outcome:
         outcome.code = dispatch(arguments)
     return outcome.code
 

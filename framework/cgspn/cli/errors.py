@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import re
 import sys
@@ -82,7 +83,15 @@ def is_users(error: BaseException) -> bool:
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return module.split(".")[0] in USER_FACING_PACKAGES
+    package = module.split(".")[0]
+    return package in USER_FACING_PACKAGES or package in plugin_packages()
+
+
+def plugin_packages() -> set[str]:
+    """Packages that installed plugins live in; their ValueErrors are about the input, like our own."""
+    from cgspn.registry import PLUGIN_GROUP
+
+    return {point.module.split(".")[0] for point in importlib.metadata.entry_points(group=PLUGIN_GROUP)}
 
 
 def one_line(error: BaseException) -> str:
@@ -104,9 +113,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def plain_warnings() -> None:
-    """Drops the place in the source from warnings."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Makes each warning one line, without the place in the source."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def extra_of(error: ModuleNotFoundError) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cgspn.cli.errors import UsageError, plain_warnings
+from cgspn.cli.errors import UsageError
 from cgspn.cli.feature_files import WRITERS, FeatureWriter
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--batch-size {args.batch_size} must be at least 1, --num-workers {args.num_workers} at least 0."
         )
-    plain_warnings()
     from cgspn.backbones.pretrained import read_pretrained, restore
     from cgspn.data.bad_samples import BadSamples
     from cgspn.data.folder import find_images

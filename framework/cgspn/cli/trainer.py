@@ -25,7 +25,7 @@ import cgspn.segmentation
 from cgspn import registry
 from cgspn.cli import TRAINER_COMMANDS
 from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
-from cgspn.cli.errors import UsageError, one_line, plain_warnings
+from cgspn.cli.errors import UsageError, one_line
 from cgspn.cli.nodes import expand
 from cgspn.cli.runs import RunConfig, mark_latest, new_run_folder
 from cgspn.errors import unknown_name
@@ -169,8 +169,7 @@ UNINTERESTING = (
 
 
 def quieten() -> None:
-    """Drops messages that say nothing to their reader, and the place in the source from the others."""
-    plain_warnings()
+    """Drops messages that say nothing to their reader."""
     for message in (
         ".*Experiment logs directory .* exists and is not empty",  # The run folder; config.yaml is in it.
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated",
