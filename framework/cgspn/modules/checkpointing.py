@@ -16,8 +16,9 @@ class ActivationCheckpointing(Callback):
         Raises:
             ValueError: If the model has nothing that can be checkpointed.
         """
-        encoders = [m for m in pl_module.modules() if callable(getattr(m, "set_grad_checkpointing", None))]
-        if not encoders:
+        found = (getattr(module, "set_grad_checkpointing", None) for module in pl_module.modules())
+        switches = [switch for switch in found if callable(switch)]
+        if not switches:
             raise ValueError(f"{type(pl_module).__name__} has no encoder that can checkpoint activations.")
-        for encoder in encoders:
-            encoder.set_grad_checkpointing(True)
+        for switch in switches:
+            switch(True)
