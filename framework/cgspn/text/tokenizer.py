@@ -38,7 +38,6 @@ class HashTokenizer:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Returns int64 tokens of shape (B, L), L the longest text's words, padded with 0 at the end."""
         words = [_WORD.findall(text.lower())[: self.context_length] for text in texts]
-        tokens = torch.full((len(words), max([1, *map(len, words)])), PADDING, dtype=torch.int64)
-        for row, sentence in zip(tokens, words, strict=True):
-            row[: len(sentence)] = torch.tensor([word_hash(word) for word in sentence], dtype=torch.int64)
-        return tokens
+        length = max([1, *map(len, words)])
+        rows = [[word_hash(word) for word in text] + [PADDING] * (length - len(text)) for text in words]
+        return torch.tensor(rows, dtype=torch.int64).view(len(rows), length)
