@@ -32,7 +32,10 @@ NODES = {
     **distinct_backbones(),
     **{f"operator-{name}": small("vision_encoder", operator={"type": name}) for name in OPERATORS.names()},
     **{f"block-{name}": small("vision_encoder", block={"type": name}) for name in BLOCKS.names()},
-    **{f"head-{name}": small("vision_encoder", head={"type": name}) for name in HEADS.names()},
+    **{
+        f"head-{name}": small("vision_encoder", head={"type": name}, prefix_tokens=int(name == "token"))
+        for name in HEADS.names()
+    },
     "hybrid": small("vision_encoder", operator={"type": "cgspn"}, attention_at=[1]),
     "all_parts": small(
         "vision_encoder",
@@ -45,6 +48,7 @@ NODES = {
         num_classes=7,
         pos_embed="learned",
     ),
+    "prefix_tokens": small("vision_encoder", prefix_tokens=3, pre_norm=True, pos_resampling="bicubic"),
 }
 
 every_node = pytest.mark.parametrize("node", NODES.values(), ids=NODES.keys())
@@ -83,6 +87,11 @@ def test_forward_is_the_head_of_the_features(node):
     encoder, images = build(node), pictures()
     summary, features = encoder.encode(images)
     assert torch.equal(features, encoder.forward_features(images))
+    if getattr(encoder, "head_reads_prefix", False):
+        assert torch.equal(encoder(images), summary)
+        with pytest.raises(ValueError, match="reads a prefix token, not features: call encode instead"):
+            encoder.forward_head(features)
+        return
     assert torch.equal(encoder(images), encoder.forward_head(features))
     assert torch.equal(summary, encoder.forward_head(features, pre_logits=True))
 

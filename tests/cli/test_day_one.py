@@ -111,8 +111,11 @@ def test_errors_of_list(cgspn):
     assert cgspn("list", "operator").error.startswith(
         "Unknown kind 'operator'; did you mean 'operators'? Valid: "
     )
-    assert cgspn("list", "heads", "mpa").error == "Unknown head 'mpa'; did you mean 'map'? Valid: avg, map."
-    assert cgspn("list", "heads", "x*").error == "No head matches 'x*'; there are: avg, map."
+    assert (
+        cgspn("list", "heads", "mpa").error
+        == "Unknown head 'mpa'; did you mean 'map'? Valid: avg, map, token."
+    )
+    assert cgspn("list", "heads", "x*").error == "No head matches 'x*'; there are: avg, map, token."
 
 
 def rows_of(out):

@@ -22,10 +22,10 @@ from cgspn.registry import OPERATORS
 
 # Regular expressions of module names, and what the parts below them are called.
 PARTS = {
-    r"patch_embed|pos_embed|norm_pre": "embedding",
+    r"patch_embed|pos_embed|prefix|norm_pre": "embedding",
     r"blocks\.\d+\.operator": "operator",
     r"blocks\.\d+\.mlp": "MLPs",
-    r"head|classifier": "head",
+    r"head|head_proj|classifier": "head",
 }
 REST = "norms and the rest"
 

@@ -1,4 +1,4 @@
-"""Pooling heads: features (B, H, W, C) to a summary (B, C)."""
+"""Pooling heads: features (B, H, W, C), or prefix tokens (B, P, C), to a summary (B, C)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ class AveragePool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, C)."""
         return features.mean(dim=(1, 2))
+
+
+@HEADS.register_module(name="token")
+class FirstToken(nn.Module):
+    """The first prefix token, a ViT's class token; it has no parameters."""
+
+    reads_prefix = True
+
+    def forward(self, prefix: Tensor) -> Tensor:
+        """Maps prefix tokens (B, P, C) to (B, C)."""
+        return prefix[:, 0]
 
 
 @HEADS.register_module(name="map")

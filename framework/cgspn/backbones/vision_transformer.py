@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cgspn.backbones.patch_embed import PatchEmbed
-from cgspn.backbones.positions import LearnedPositions
+from cgspn.backbones.positions import LearnedPositions, Resampling
+from cgspn.backbones.prefix import PrefixTokens, check_prefix, needs_positions
 from cgspn.backbones.pretrained import PretrainedMixin
 from cgspn.blocks.vit_block import ATTENTION, ViTBlock
 from cgspn.operators.linear import linear
-from cgspn.registry import BACKBONES, BLOCKS, HEADS, OPERATORS, BlockConfig, HeadConfig, OperatorConfig
+from cgspn.registry import BACKBONES, BLOCKS, HEADS, BlockConfig, HeadConfig, OperatorConfig
 
 VIT_BLOCK = {"type": "vit_block"}
 MAP_HEAD = {"type": "map"}
@@ -32,7 +33,7 @@ class EncoderTrace(NamedTuple):
     """What training stages look at: tensors (B, H, W, C) by block index, and the encoder's output.
 
     ``inputs`` are what the blocks read, ``branches`` the operators' residual branches (PP taps) and
-    ``outputs`` the blocks' outputs (PB taps).
+    ``outputs`` the blocks' outputs (PB taps), all without prefix tokens.
     """
 
     inputs: dict[int, Tensor]
@@ -69,7 +70,10 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         layer_scale: Start value of LayerScale; None leaves it out.
         swiglu: Whether the MLPs are SwiGLU.
         pos_embed: ``learned``, ``none``, or ``auto``: learned if ``operator`` cannot tell positions apart.
-        head: How features become the summary.
+        pos_resampling: How learned positions are resampled to the grid of another image size.
+        prefix_tokens: Class token and registers before the grid; they need ``attention`` in every block.
+        head: How features become the summary; ``token`` takes the first prefix token instead.
+        summary_dim: Channels that a linear layer gives the summary; None leaves it out.
         num_classes: Outputs of a linear classifier on the summary; 0 means none.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         mean: Mean of each image channel that the input is normalised by, for values in [0, 1].
@@ -99,7 +103,10 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         layer_scale: float | None = None,
         swiglu: bool = False,
         pos_embed: Literal["auto", "learned", "none"] = "auto",
+        pos_resampling: Resampling = "bicubic_antialias",
+        prefix_tokens: int = 0,
         head: HeadConfig = MAP_HEAD,
+        summary_dim: int | None = None,
         num_classes: int = 0,
         drop_path_rate: float = 0.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
@@ -117,6 +124,8 @@ class VisionEncoder(PretrainedMixin, nn.Module):
             raise ValueError(f"pos_embed={pos_embed!r} is unknown; valid: {', '.join(POSITIONS)}.")
         if outside := [i for i in attention_at if not 0 <= i < depth]:
             raise ValueError(f"attention_at names block {outside[0]}; valid: 0 to {depth - 1}.")
+        check_positive(summary_dim=1 if summary_dim is None else summary_dim)
+        check_prefix(prefix_tokens, [attention if i in attention_at else operator for i in range(depth)])
         if len(mean) != in_chans or len(std) != in_chans:
             raise ValueError(
                 f"mean={tuple(mean)} and std={tuple(std)} must have in_chans={in_chans} values each."
@@ -124,6 +133,7 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         self.img_size = (height, width)
         self.patch_size = patch_size
         self.embed_dim = self.num_features = embed_dim
+        self.summary_dim = summary_dim or embed_dim
         self.depth = depth
         self.num_classes = num_classes
         self.mean, self.std = tuple(mean), tuple(std)
@@ -136,7 +146,9 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         grid = (-(-height // patch_size), -(-width // patch_size))
         if pos_embed == "auto":
             pos_embed = "learned" if needs_positions(operator) else "none"
-        self.pos_embed = LearnedPositions(grid, embed_dim) if pos_embed == "learned" else None
+        learned = pos_embed == "learned"
+        self.pos_embed = LearnedPositions(grid, embed_dim, pos_resampling) if learned else None
+        self.prefix = PrefixTokens(prefix_tokens, embed_dim) if prefix_tokens else None
         self.norm_pre = nn.LayerNorm(embed_dim, eps=norm_eps) if pre_norm else nn.Identity()
         shared = dict(
             dim=embed_dim, num_heads=num_heads, mlp_dim=mlp_dim, activation=activation, norm_eps=norm_eps
@@ -155,6 +167,10 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         )
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.head = HEADS.build(head, **shared)
+        self.head_reads_prefix = getattr(self.head, "reads_prefix", False)
+        if self.head_reads_prefix and not prefix_tokens:
+            raise ValueError(f"The head {head['type']!r} needs prefix_tokens of at least 1, got 0.")
+        self.head_proj = linear(embed_dim, summary_dim, bias=False) if summary_dim else nn.Identity()
         self.reset_classifier(num_classes)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -173,24 +189,27 @@ class VisionEncoder(PretrainedMixin, nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Dense features after the last norm, (B, H, W, C)."""
-        x = self.embed(images)
-        for block in self.blocks:
-            x = self.run(block, x)
-        return self.norm(x)
+        return self._forward_tokens(images)[1]
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """The summary (B, C), or the logits (B, num_classes) if there is a classifier."""
-        summary = self.head(features)
+        """The summary (B, summary_dim), or the logits (B, num_classes) if there is a classifier.
+
+        Raises:
+            ValueError: If the head reads prefix tokens, which features do not hold.
+        """
+        if self.head_reads_prefix:
+            raise ValueError("This encoder's head reads a prefix token, not features: call encode instead.")
+        summary = self._summarise(None, features)
         return summary if pre_logits else self.classifier(summary)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``forward_head`` of ``forward_features``."""
-        return self.forward_head(self.forward_features(images))
+        """The logits, or the summary if there is no classifier."""
+        return self.classifier(self.encode(images).summary)
 
     def encode(self, images: Tensor) -> EncoderOutput:
         """Summary and dense features in one pass."""
-        features = self.forward_features(images)
-        return EncoderOutput(self.head(features), features)
+        prefix, features = self._forward_tokens(images)
+        return EncoderOutput(self._summarise(prefix, features), features)
 
     def forward_intermediates(
         self,
@@ -220,28 +239,31 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         wanted = self._block_indices(indices)
         blocks = self.blocks[: max(wanted, default=-1) + 1] if stop_early else self.blocks
         intermediates = []
-        x = self.embed(x)
+        grid = self.embed(x)
+        x = self._join(grid)
         for i, block in enumerate(blocks):
             x = self.run(block, x)
             if i in wanted:
-                y = self.norm(x) if norm else x
+                y = self._split(self.norm(x) if norm else x, grid)[1]
                 intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
-        return intermediates if intermediates_only else (self.norm(x), intermediates)
+        return intermediates if intermediates_only else (self._split(self.norm(x), grid)[1], intermediates)
 
     def forward_with_taps(self, images: Tensor, blocks: Sequence[int] | None = None) -> EncoderTrace:
         """Runs the encoder and keeps what goes in and out of the given blocks (None: all of them)."""
         wanted = self._block_indices(blocks)
         inputs, branches, outputs = {}, {}, {}
-        x = self.embed(images)
+        grid = self.embed(images)
+        x = self._join(grid)
         for i, block in enumerate(self.blocks):
             if i in wanted:
-                inputs[i] = x
-                x, branches[i] = self.run(cast(ViTBlock, block).forward_with_taps, x)
-                outputs[i] = x
+                inputs[i] = self._split(x, grid)[1]
+                x, branch = self.run(cast(ViTBlock, block).forward_with_taps, x)
+                branches[i] = self._split(branch, grid)[1]
+                outputs[i] = self._split(x, grid)[1]
             else:
                 x = self.run(block, x)
-        features = self.norm(x)
-        return EncoderTrace(inputs, branches, outputs, features, self.head(features))
+        prefix, features = self._split(self.norm(x), grid)
+        return EncoderTrace(inputs, branches, outputs, features, self._summarise(prefix, features))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes each block in the backward pass instead of keeping its activations."""
@@ -249,11 +271,12 @@ class VisionEncoder(PretrainedMixin, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters with more than one dimension that weight decay should leave alone."""
-        return {name for name, _ in self.named_parameters() if name in ("pos_embed.weight", "head.probe")}
+        spared = ("pos_embed.weight", "prefix.weight", "head.probe")
+        return {name for name, _ in self.named_parameters() if name in spared}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups in the form timm uses for layer-wise learning rates."""
-        stem = r"^patch_embed|^pos_embed|^norm_pre"
+        stem = r"^patch_embed|^pos_embed|^prefix|^norm_pre"
         blocks = r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm\.|^head", (99999,))]
         return {"stem": stem, "blocks": blocks}
 
@@ -266,7 +289,26 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} is negative.")
         self.num_classes = self.config["num_classes"] = num_classes
-        self.classifier = linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.classifier = linear(self.summary_dim, num_classes) if num_classes else nn.Identity()
+
+    def _join(self, grid: Tensor) -> Tensor:
+        """What the first block reads: the grid (B, H, W, C), with prefix tokens one row."""
+        return grid if self.prefix is None else self.prefix.join(grid, self.norm_pre)
+
+    def _split(self, x: Tensor, grid: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Prefix tokens (B, P, C), if there are some, and tokens of the shape of ``grid``."""
+        return (None, x) if self.prefix is None else self.prefix.split(x, *grid.shape[1:3])
+
+    def _forward_tokens(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Prefix tokens and features after the last norm."""
+        grid = self.embed(images)
+        x = self._join(grid)
+        for block in self.blocks:
+            x = self.run(block, x)
+        return self._split(self.norm(x), grid)
+
+    def _summarise(self, prefix: Tensor | None, features: Tensor) -> Tensor:
+        return self.head_proj(self.head(prefix if self.head_reads_prefix else features))
 
     def run(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
         """``function(x)`` of a block, its activations kept or, with checkpointing, computed again."""
@@ -289,9 +331,3 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}={size} must be at least 1.")
-
-
-def needs_positions(operator: OperatorConfig) -> bool:
-    """Whether the operator cannot tell positions apart, so that a position embedding has to."""
-    entry = OPERATORS.find(OPERATORS.check(operator)["type"])
-    return getattr(getattr(entry, "target", entry), "needs_positions", False)

@@ -6,14 +6,14 @@ import dataclasses
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cgspn.backbones.positions import resample_grid
+from cgspn.backbones.positions import LearnedPositions
 
 if TYPE_CHECKING:
     from cgspn.backbones.vision_transformer import VisionEncoder
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ARCHITECTURE = (
     "embed_dim",
     "depth",
+    "num_heads",
+    "mlp_dim",
     "patch_size",
     "activation",
     "norm_eps",
@@ -106,7 +108,8 @@ def load_weights(
             name.split(".")[-2:] == ["pos_embed", "weight"]
             and tensors[name].shape[3:] == module_tensor.shape[3:]
         ):
-            tensors[name] = resample_grid(tensors[name], *module_tensor.shape[1:3])
+            positions = cast(LearnedPositions, module.get_submodule(name.removesuffix(".weight")))
+            tensors[name] = positions.resampled(tensors[name])
         if tensors[name].shape != module_tensor.shape:
             raise ValueError(
                 f"{source} has {name} {shape(tensors[name])}, the model {shape(module_tensor)}: "
@@ -138,6 +141,16 @@ class InitReport:
         return f"{copied} tensors copied from the teacher, {kept} kept, {unused} of the teacher's unused"
 
 
+def architecture(encoder: VisionEncoder) -> dict[str, Any]:
+    """What two encoders must have in common for one's weights to mean the same in the other."""
+    found = {name: encoder.config[name] for name in ARCHITECTURE}
+    found["mlp_dim"] = found["mlp_dim"] or 4 * encoder.embed_dim
+    found["layer_scale"] = found["layer_scale"] is not None
+    if encoder.pos_embed is not None:
+        found["pos_resampling"] = encoder.pos_embed.resampling
+    return found
+
+
 def init_from_teacher(student: VisionEncoder, teacher: VisionEncoder) -> InitReport:
     """Copies the teacher's weights into its twin, all but the operators and the norms before them.
 
@@ -151,18 +164,20 @@ def init_from_teacher(student: VisionEncoder, teacher: VisionEncoder) -> InitRep
         What was copied and what was not.
 
     Raises:
-        ValueError: If the two differ in width, depth, patch size, activation, norm epsilon, pre-norm,
-            LayerScale or SwiGLU; the message gives both values.
+        ValueError: If the two differ in width, depth, heads, MLP width, patch size, activation, norm
+            epsilon, pre-norm, LayerScale, SwiGLU or, where both have positions, in how these are
+            resampled; the message gives both values.
     """
-    for name in ARCHITECTURE:
-        ours, theirs = student.config[name], teacher.config[name]
-        if name == "layer_scale":
-            ours, theirs = ours is not None, theirs is not None
-        if ours != theirs:
+    ours, theirs = architecture(student), architecture(teacher)
+    for name in ours:
+        if name in theirs and ours[name] != theirs[name]:
             raise ValueError(
-                f"The student has {name}={ours}, its teacher {theirs}; set the student's to the teacher's."
+                f"The student has {name}={ours[name]}, its teacher {theirs[name]}; "
+                "set the student's to the teacher's."
             )
     own, given = student.state_dict(), teacher.state_dict()
+    if student.pos_embed is not None and teacher.pos_embed is not None:
+        given["pos_embed.weight"] = student.pos_embed.resampled(given["pos_embed.weight"])
     skipped = tuple(
         f"blocks.{i}.{part}."
         for i, (a, b) in enumerate(zip(student.blocks, teacher.blocks, strict=True))

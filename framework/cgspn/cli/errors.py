@@ -16,7 +16,15 @@ from types import SimpleNamespace
 # Their ValueErrors are messages about the input; numpy's or torch's would be a bug of ours.
 USER_FACING_PACKAGES = ("cgspn", "jsonargparse", "lightning")
 # Which extra brings a package.
-EXTRAS = {"webdataset": "data", "mmseg": "seg", "mmcv": "seg", "matplotlib": "report"}
+EXTRAS = {
+    "webdataset": "data",
+    "mmseg": "seg",
+    "mmcv": "seg",
+    "matplotlib": "report",
+    "transformers": "transformers",
+    "timm": "timm",
+    "open_clip": "openclip",
+}
 STATE_DICT_ERROR = "Error(s) in loading state_dict"
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type|NestedArg\("

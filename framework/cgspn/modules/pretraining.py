@@ -47,7 +47,7 @@ class ContrastivePretraining(ImageTextModule):
         self.save_hyperparameters()
         shape: TextConfig | Mapping[str, Any] = text
         shape = TextConfig(**shape) if isinstance(shape, Mapping) else shape
-        self.text = TextTransformer(self.encoder.num_features, shape)
+        self.text = TextTransformer(self.encoder.summary_dim, shape)
 
     @property
     def text_encoder(self) -> Callable[[Sequence[str]], Tensor]:

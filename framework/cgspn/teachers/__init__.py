@@ -6,5 +6,6 @@ student's initialisation have one code path.
 
 from cgspn.teachers.base import Teacher
 from cgspn.teachers.checkpoint import CheckpointTeacher
+from cgspn.teachers.transformers_models import TransformersTeacher
 
-__all__ = ["CheckpointTeacher", "Teacher"]
+__all__ = ["CheckpointTeacher", "Teacher", "TransformersTeacher"]

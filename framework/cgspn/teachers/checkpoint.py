@@ -39,7 +39,7 @@ class CheckpointTeacher(Teacher):
         scale, bias = state.get("logit_scale"), state.get("logit_bias")
         super().__init__(
             encoder,
-            text_tower(weights, state, hyperparameters, encoder.num_features),
+            text_tower(weights, state, hyperparameters, encoder.summary_dim),
             None if scale is None else scale.item(),
             None if bias is None else bias.item(),
         )
