@@ -12,6 +12,7 @@ import torch
 
 import cgspn
 from cgspn.ops import library
+from cgspn.ops.latent_propagation import latent_backend_report
 
 REQUIRED = (
     "lightning",
@@ -51,6 +52,7 @@ def report() -> str:
     for status in library.STATUS.values():
         state = f"active ({status.path})" if status.active else f"not active: {status.reason}"
         lines.append((f"native {status.device} kernels", state))
+    lines.append(("latent propagation", latent_backend_report()))
     lines += [(name, _version(name) or "not installed") for name in REQUIRED]
     lines += [(name, version) for name in OPTIONAL if (version := _version(name))]
     lines += sorted(

@@ -71,7 +71,16 @@ def comparator(tensors, case, dy):
     """y and the gradients of x, a, lam, u by the reference, rounded where the operator rounds."""
     wide = torch.promote_types(dy.dtype, torch.float32)
     leaves = [None if t is None else t.detach().cpu().to(wide).requires_grad_() for t in tensors]
-    x, a, lam, u = leaves
+    y = stored_scan(*leaves, case, dy.dtype)
+    grads = iter(
+        torch.autograd.grad(y, [t for t in leaves if t is not None], dy.cpu().to(wide), allow_unused=True)
+    )
+    grads = [None if t is None else fill(next(grads), t) for t in leaves]
+    return [None if t is None else t.detach().to(dy.dtype) for t in (y, *grads)]
+
+
+def stored_scan(x, a, lam, u, case, dtype):
+    """The reference in its inputs' dtype, with states that its backward pass finds rounded to ``dtype``."""
     outputs = []
     for d, direction in enumerate(case.directions):
         lines, logits = (reference._to_lines(t, direction) for t in (x, a[:, d]))
@@ -85,14 +94,9 @@ def comparator(tensors, case, dy):
             w = (reference._normalize if case.normalize else reference._mask_outside)(logits[i]).unbind(-3)
             moved = [reference._shift(h[-1], -1), h[-1], reference._shift(h[-1], 1)]
             mixed = [
-                StoredProduct.apply(wk.expand_as(hk), hk, dy.dtype) for wk, hk in zip(w, moved, strict=True)
+                StoredProduct.apply(wk.expand_as(hk), hk, dtype) for wk, hk in zip(w, moved, strict=True)
             ]
             h.append(sum(mixed) + entering)
         states = reference._from_lines(torch.stack(h), direction)
-        outputs.append(states if u is None else StoredProduct.apply(u[:, d], states, dy.dtype))
-    y = sum(outputs) if case.reduce == "sum" else torch.stack(outputs, 1)
-    grads = iter(
-        torch.autograd.grad(y, [t for t in leaves if t is not None], dy.cpu().to(wide), allow_unused=True)
-    )
-    grads = [None if t is None else fill(next(grads), t) for t in leaves]
-    return [None if t is None else t.detach().to(dy.dtype) for t in (y, *grads)]
+        outputs.append(states if u is None else StoredProduct.apply(u[:, d], states, dtype))
+    return sum(outputs) if case.reduce == "sum" else torch.stack(outputs, 1)

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from cgspn.operators.propagation import Propagation
 from cgspn.ops import library
+from cgspn.ops.latent_propagation import latent_backend
 from cgspn.registry import OPERATORS
 
 # Regular expressions of module names, and what the parts below them are called.
@@ -88,6 +89,8 @@ def encoder_costs(encoder: nn.Module, image_size: tuple[int, int], batch_size: i
             for module in encoder.modules():
                 if isinstance(module, Propagation):
                     stack.callback(module.register_forward_hook(counted.add_scan).remove)
+        # So that linear layers and scans are counted apart.
+        stack.enter_context(latent_backend("unfused"))
         stack.enter_context(FakeTensorMode())
         tensors = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype).requires_grad_(tensor.is_floating_point())

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from cgspn.operators.linear import linear
-from cgspn.ops import line_scan
+from cgspn.ops import latent_propagation, line_scan
 from cgspn.ops.directions import direction_codes, is_vertical
+from cgspn.ops.latent_propagation import split_parameters, use_latent_propagation
 
 Direction = Literal["tb", "bt", "lr", "rl"]
 
@@ -78,24 +79,43 @@ class Propagation(nn.Module):
         Returns:
             ``a`` (B, D, 3, Ca, H, W), ``lam`` and ``u`` (B, D, C, H, W), views of one channels-last tensor.
         """
-        D = len(self.directions)
-        a, lam, u = self.generate(features).split(self.sizes, dim=-1)
-        a = a.unflatten(-1, (D, 3, self.affinity_dim)).permute(0, 3, 4, 5, 1, 2)
-        lam, u = (gate.unflatten(-1, (D, self.dim)).permute(0, 3, 4, 1, 2) for gate in (lam, u))
+        a, lam, u = split_parameters(self.generate(features), len(self.directions), self.affinity_dim)
         if self.gates == "sigmoid":
             lam, u = lam.sigmoid(), u.sigmoid()
         return a, lam, u
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Propagates ``x`` (B, H, W, C) with parameters made from ``features`` (B, H, W, parameter_dim)."""
+        if self.generates_from(x, features):
+            y = latent_propagation(
+                x.permute(0, 3, 1, 2),
+                self.generate.weight,
+                self.generate.bias,
+                directions=self.directions,
+                chunk=self.chunk,
+            ).permute(0, 2, 3, 1)
+        else:
+            y = self.scan(x, features)
+        if self.state_norm == "rms":
+            y = nn.functional.rms_norm(y, (self.dim,), eps=1e-6)
+        return y
+
+    def generates_from(self, x: Tensor, features: Tensor) -> bool:
+        """Whether ``latent_propagation`` runs: it is chosen, and makes all of the parameters from ``x``."""
+        unchanged = self.gates == "linear" and self.state_norm != "extent"
+        return (
+            features is x
+            and unchanged
+            and use_latent_propagation(x.permute(0, 3, 1, 2), self.generate.weight)
+        )
+
+    def scan(self, x: Tensor, features: Tensor) -> Tensor:
+        """The line scan of ``x`` with parameters that are made first."""
         a, lam, u = self.scan_parameters(features)
         if self.state_norm == "extent":
             lam = lam / self.extents(*x.shape[1:3]).to(lam.dtype)[:, None, None, None]
         x = x.permute(0, 3, 1, 2)
-        y = line_scan(x, a, lam, u, directions=self.directions, chunk=self.chunk).permute(0, 2, 3, 1)
-        if self.state_norm == "rms":
-            y = nn.functional.rms_norm(y, (self.dim,), eps=1e-6)
-        return y
+        return line_scan(x, a, lam, u, directions=self.directions, chunk=self.chunk).permute(0, 2, 3, 1)
 
     def extents(self, height: int, width: int) -> Tensor:
         """Lines that a scan of a grid sums in each direction, shape (D,), float32."""

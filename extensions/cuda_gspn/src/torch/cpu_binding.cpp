@@ -1,5 +1,6 @@
 // Schemas of all operators and their CPU kernels.
 #include "cgspn/cpu.h"
+#include "torch/latent.h"
 #include "torch/operators.h"
 
 namespace {
@@ -17,6 +18,7 @@ struct CpuBackend {
   void line_scan_backward(const cgspn::LineScanBackward& call) { cgspn::cpu::line_scan_backward(call, threads); }
   void row_stochastic_forward(const cgspn::RowStochasticForward& call) { cgspn::cpu::row_stochastic_forward(call, threads); }
   void row_stochastic_backward(const cgspn::RowStochasticBackward& call) { cgspn::cpu::row_stochastic_backward(call, threads); }
+  bool latent_forward(const cgspn::LatentForward&) { return false; }
 };
 
 }  // namespace
@@ -30,8 +32,18 @@ STABLE_TORCH_LIBRARY(cgspn, m) {
       "line_scan_backward(Tensor dy, Tensor x, Tensor a, Tensor? lam, Tensor? u, Tensor? state, int[] directions, "
       "SymInt? chunk, bool normalize, bool sum, bool[4] output_mask) "
       "-> (Tensor dx, Tensor da, Tensor dlam, Tensor du)");
+  m.def("latent_propagation(Tensor x, Tensor weight, Tensor bias, int[] directions, SymInt? chunk) -> Tensor");
+  m.def(
+      "latent_propagation_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, int[] directions, SymInt? chunk, "
+      "bool[3] output_mask) -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  m.def(
+      "latent_scan_backward(Tensor dy, Tensor x, Tensor p, int[] directions, SymInt? chunk) -> (Tensor dx, Tensor dp)");
   m.def("row_stochastic(Tensor a, int[] directions) -> Tensor");
   m.def("row_stochastic_backward(Tensor dw, Tensor a, int[] directions) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(cgspn, CPU, m) { cgspn::register_operators<CpuBackend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(cgspn, CPU, m) {
+  cgspn::register_operators<CpuBackend>(m);
+  m.impl("latent_propagation", TORCH_BOX(&cgspn::latent_propagation<CpuBackend>));
+  m.impl("latent_scan_backward", TORCH_BOX(&cgspn::latent_scan_backward<CpuBackend>));
+}

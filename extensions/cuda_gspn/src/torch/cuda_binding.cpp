@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "cgspn/line_scan_cuda.h"
+#include "torch/latent.h"
 #include "torch/operators.h"
 
 namespace {
@@ -40,6 +41,8 @@ class CudaBackend {
     check("row_stochastic_backward", cgspn::cuda::row_stochastic_backward(call, stream_));
   }
 
+  bool latent_forward(const cgspn::LatentForward&) { return false; }
+
  private:
   // Freed on return: the allocator hands the memory only to later work of the same stream.
   cgspn::Tensor allocate(size_t bytes) const {
@@ -54,4 +57,8 @@ class CudaBackend {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(cgspn, CUDA, m) { cgspn::register_operators<CudaBackend>(m); }
+STABLE_TORCH_LIBRARY_IMPL(cgspn, CUDA, m) {
+  cgspn::register_operators<CudaBackend>(m);
+  m.impl("latent_propagation", TORCH_BOX(&cgspn::latent_propagation<CudaBackend>));
+  m.impl("latent_scan_backward", TORCH_BOX(&cgspn::latent_scan_backward<CudaBackend>));
+}
