@@ -1,5 +1,10 @@
 import re
+import tomllib
 from pathlib import Path
+
+import yaml
+
+import cgspn
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -9,3 +14,10 @@ def test_python_of_the_readme_runs():
     names = {}
     exec(code, names)
     assert names["y"].shape == (1, 64, 37, 53)
+
+
+def test_every_file_names_the_same_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cgspn.__version__ == project["version"] == citation["version"]
+    assert project["license"] == citation["license"]
