@@ -36,8 +36,10 @@ def build(folder: Path) -> Path:
 
 def run(sanitizer: str, tool: str, program: Path, limit_s: float) -> str:
     """Runs one tool and returns what it found, empty if nothing."""
-    arguments = ["--fresh"] if tool == "initcheck" else []
-    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FINDINGS), str(program), *arguments]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FINDINGS)]
+    # Lines that several blocks share use more barriers than the tool tracks by default.
+    command += ["--num-cuda-barriers", "65536"] if tool == "synccheck" else []
+    command += [str(program), *(["--fresh"] if tool == "initcheck" else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
