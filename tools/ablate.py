@@ -13,8 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import demo
 import yaml
+
+import demo
 
 PARTS = ("student", "stage1", "stage2")
 MINUTES = 3
