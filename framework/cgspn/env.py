@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import cgspn
-from cgspn.ops import library
+from cgspn.ops import library, token_linear
 from cgspn.ops.latent_propagation import latent_backend_report
 
 REQUIRED = (
@@ -53,6 +53,7 @@ def report() -> str:
         state = f"active ({status.path})" if status.active else f"not active: {status.reason}"
         lines.append((f"native {status.device} kernels", state))
     lines.append(("latent propagation", latent_backend_report()))
+    lines.append(("token-wise linear", token_linear.CHOICE.report(token_linear.CONDITIONS)))
     lines += [(name, _version(name) or "not installed") for name in REQUIRED]
     lines += [(name, version) for name in OPTIONAL if (version := _version(name))]
     lines += sorted(

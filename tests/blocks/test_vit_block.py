@@ -98,6 +98,35 @@ def test_drop_path_leaves_the_tap_whole():
     torch.testing.assert_close(block.forward_with_taps(x)[1], block.mix(x))
 
 
+class Taken(torch.nn.Module):
+    """An operator that takes over norm, LayerScale and residual; alone it doubles."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.agrees = True
+
+    def fuses_residual(self, x, norm, scale):
+        return self.agrees
+
+    def forward(self, x, norm=None, scale=None):
+        return 2 * x if norm is None else x + 2 * norm(x) * (1 if scale is None else scale)
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_an_operator_may_take_over_norm_and_residual(layer_scale):
+    block, x = build(layer_scale=layer_scale, drop_path=0.9), pictures()
+    block.operator = Taken(DIM)
+    taken = block.add_mix(x)
+    block.operator.agrees = False
+    torch.testing.assert_close(block.add_mix(x), taken)
+    torch.testing.assert_close(block(x), block.forward_with_taps(x)[0])
+    # Dropped samples need the branch by itself.
+    block.operator.agrees = True
+    block.train()
+    dropped = (block.add_mix(x) == x).flatten(1).all(1)
+    assert dropped.any()
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [

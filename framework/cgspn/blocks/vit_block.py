@@ -53,12 +53,24 @@ class ViTBlock(nn.Module):
         """The operator's residual branch after LayerScale, (B, H, W, C): the PP tap."""
         return self.ls1(self.operator(self.norm1(x)))
 
+    def add_mix(self, x: Tensor) -> Tensor:
+        """``x`` plus the operator's branch, in fused passes where the operator offers them."""
+        fuses = getattr(self.operator, "fuses_residual", None)
+        if fuses is not None and not (self.training and self.drop_path.rate):
+            scale = self.ls1.gamma if isinstance(self.ls1, LayerScale) else None
+            if fuses(x, self.norm1, scale):
+                return self.operator(x, self.norm1, scale)
+        return x + self.drop_path(self.mix(x))
+
+    def add_mlp(self, x: Tensor) -> Tensor:
+        """``x`` plus the MLP's branch."""
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
     def forward_with_taps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the block's output (the PB tap) and its operator's branch, both (B, H, W, C)."""
         branch = self.mix(x)
-        x = x + self.drop_path(branch)
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x)))), branch
+        return self.add_mlp(x + self.drop_path(branch)), branch
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        return self.forward_with_taps(x)[0]
+        return self.add_mlp(self.add_mix(x))

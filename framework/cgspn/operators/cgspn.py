@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cgspn.operators.linear import linear, zero_linear
 from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
+from cgspn.ops import layer_norm_linear, linear_residual, token_linear
 from cgspn.registry import OPERATORS
 
 
@@ -59,7 +60,27 @@ class CGSPN(nn.Module):
         self.up = zero_linear(latent_dim, dim)
         self.out_proj = linear(dim, dim) if projections else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Mixes tokens, shape (B, H, W, C) to (B, H, W, C)."""
+    def fuses_residual(self, x: Tensor, norm: nn.LayerNorm, scale: Tensor | None) -> bool:
+        """Whether ``forward`` should take over norm, LayerScale and residual of the block around it."""
+        down, up = self.down, self.up
+        plain = type(down) is type(up) is nn.Linear and norm.bias is not None
+        if not plain or isinstance(self.in_proj, nn.Linear):
+            return False
+        tensors = (x, norm.weight, norm.bias, down.weight, down.bias, up.weight, up.bias)
+        obstacle = token_linear.obstacle(
+            x, down.out_features, tensors if scale is None else (*tensors, scale)
+        )
+        return token_linear.CHOICE.fused(obstacle)
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None, scale: Tensor | None = None) -> Tensor:
+        """Mixes tokens, shape (B, H, W, C) to (B, H, W, C).
+
+        With ``norm``, after ``fuses_residual`` said yes, returns ``x + scale * mixed(norm(x))``; beside the
+        narrow tensors that reads ``x`` twice and writes the result once.
+        """
+        if norm is not None:
+            latent = layer_norm_linear(x, norm.weight, norm.bias, self.down.weight, self.down.bias, norm.eps)
+            mixed = self.propagation(latent, latent)
+            return linear_residual(mixed, self.up.weight, self.up.bias, x, scale)
         latent = self.down(self.in_proj(x))
         return self.out_proj(self.up(self.propagation(latent, latent)))

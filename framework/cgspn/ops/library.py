@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cgspn.ops import latent_registration, registration
+from cgspn.ops import latent_registration, registration, token_linear_registration
 
 FORCE_REFERENCE = "CGSPN_REFERENCE"
 LIBRARY_DIR = "CGSPN_LIBRARY_DIR"
@@ -61,6 +61,7 @@ def _load_all() -> dict[str, Status]:
     if cpu.active:
         registration.register()
         latent_registration.register()
+        token_linear_registration.register()
     if torch.version.cuda is None:
         cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
     elif not cpu.active:

@@ -40,6 +40,9 @@ STABLE_TORCH_LIBRARY(cgspn, m) {
       "latent_scan_backward(Tensor dy, Tensor x, Tensor p, int[] directions, SymInt? chunk) -> (Tensor dx, Tensor dp)");
   m.def("row_stochastic(Tensor a, int[] directions) -> Tensor");
   m.def("row_stochastic_backward(Tensor dw, Tensor a, int[] directions) -> Tensor");
+  // Their CPU kernels are compositions in Python.
+  m.def("layer_norm_linear(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias, float eps) -> Tensor");
+  m.def("linear_residual(Tensor h, Tensor weight, Tensor bias, Tensor? scale, Tensor x) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cgspn, CPU, m) {

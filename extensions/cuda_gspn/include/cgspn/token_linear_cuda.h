@@ -1,0 +1,34 @@
+// The two token-wise linear layers around a propagation in a compressed channel space, with what surrounds them.
+// CUDA only, float16 and bfloat16, all tensors dense and aligned to 16 bytes, tokens outermost. Nothing synchronises.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cgspn/line_scan.h"
+
+namespace cgspn::cuda {
+
+// y = linear(layer_norm(x)): x (tokens, channels), weight (outputs, channels), y (tokens, outputs).
+struct LayerNormLinear {
+  DType dtype = DType::kBFloat16;
+  int64_t tokens = 0, channels = 0, outputs = 0;
+  const void *x = nullptr, *norm_weight = nullptr, *norm_bias = nullptr, *weight = nullptr, *bias = nullptr;
+  void* y = nullptr;
+  float eps = 0;
+};
+
+// y = x + scale * linear(h): h (tokens, inputs), weight (channels, inputs), x and y (tokens, channels). `scale` may be
+// null for 1.
+struct LinearResidual {
+  DType dtype = DType::kBFloat16;
+  int64_t tokens = 0, inputs = 0, channels = 0;
+  const void *h = nullptr, *weight = nullptr, *bias = nullptr, *scale = nullptr, *x = nullptr;
+  void* y = nullptr;
+};
+
+// cudaErrorNotSupported where the widths do not fit the current device: channels must be a multiple of 64, outputs and
+// inputs 16, 32, 48 or 64, and the weight must fit into a block's shared memory beside the pipeline.
+cudaError_t layer_norm_linear(const LayerNormLinear& call, cudaStream_t stream);
+cudaError_t linear_residual(const LinearResidual& call, cudaStream_t stream);
+
+}  // namespace cgspn::cuda
