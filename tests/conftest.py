@@ -7,6 +7,26 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def import_torchvision():
+    """Lets torchvision be imported beside a torch that its compiled part does not fit, if it is there.
+
+    timm and OpenCLIP import it, and torchmetrics does where it is installed; none needs its operators here.
+    """
+    try:
+        import torchvision
+    except ModuleNotFoundError:
+        return
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import_torchvision.library = library  # The schemas live as long as it does.
+        import torchvision  # noqa: F401
+
+
+import_torchvision()
+
+
 def pytest_configure(config):
     # One thread a worker: more only makes the workers wait for each other.
     if "PYTEST_XDIST_WORKER" in os.environ:

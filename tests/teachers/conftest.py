@@ -103,3 +103,45 @@ def hf_folder(tmp_path_factory):
         return written[kind]
 
     return write
+
+
+SMALL = dict(img_size=16, patch_size=4, embed_dim=32, depth=3, num_heads=4)
+TIMM = {
+    "plain": ("vit_tiny_patch16_224", SMALL),
+    "mean_pooled": ("vit_tiny_patch16_224", SMALL | dict(global_pool="avg", fc_norm=False)),
+    "siglip": ("vit_base_patch16_siglip_224", SMALL | dict(act_layer="gelu_tanh", mlp_ratio=1.5)),
+    "clip": ("vit_base_patch16_clip_quickgelu_224", SMALL),
+    "registers": ("vit_small_patch14_reg4_dinov2", SMALL | dict(init_values=0.5)),
+    "swiglu": ("vit_giant_patch14_dinov2", SMALL | dict(init_values=0.5, mlp_ratio=2, qkv_bias=False)),
+    "not_square": ("vit_tiny_patch16_224", SMALL | dict(img_size=[16, 24])),
+}
+
+
+@pytest.fixture(scope="session")
+def timm_folder(tmp_path_factory):
+    """Writes a small model of timm and returns its folder."""
+    timm = pytest.importorskip("timm")
+    from timm.models import save_for_hf
+
+    written = {}
+
+    def write(kind, **changes):
+        if kind not in written or changes:
+            torch.manual_seed(0)
+            name, arguments = TIMM[kind]
+            model = randomise(timm.create_model(name, num_classes=5, **arguments | changes))
+            folder = tmp_path_factory.mktemp("timm")
+            save_for_hf(model, folder, model_args=arguments | changes, safe_serialization=True)
+            if changes:
+                return folder
+            written[kind] = folder
+        return written[kind]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def siglip_words():
+    """Makes a small tokenizer of SigLIP 2's class."""
+    pytest.importorskip("transformers")
+    return siglip_tokenizer

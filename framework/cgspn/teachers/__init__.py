@@ -6,6 +6,8 @@ student's initialisation have one code path.
 
 from cgspn.teachers.base import Teacher
 from cgspn.teachers.checkpoint import CheckpointTeacher
+from cgspn.teachers.open_clip_models import OpenClipTeacher
+from cgspn.teachers.timm_models import TimmTeacher
 from cgspn.teachers.transformers_models import TransformersTeacher
 
-__all__ = ["CheckpointTeacher", "Teacher", "TransformersTeacher"]
+__all__ = ["CheckpointTeacher", "OpenClipTeacher", "Teacher", "TimmTeacher", "TransformersTeacher"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cgspn.backbones.vision_transformer import VisionEncoder
 from cgspn.backbones.weights import load_weights
+from cgspn.blocks import layers
 
 Tensors = dict[str, Tensor]
 # The names that transformers and our blocks give the same functions.
@@ -69,6 +70,31 @@ def activation(name: str, source: str) -> str:
     if name not in ACTIVATIONS:
         raise ValueError(f"{source} has the activation {name!r}; valid: {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
+
+
+def activation_of(module: nn.Module, source: str) -> str:
+    """Our name of an activation module, found by what it computes.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    x = torch.linspace(-8, 8, 1001)
+    with torch.no_grad():
+        for name, function in layers.ACTIVATIONS.items():
+            if torch.allclose(module(x.clone()), function(x), rtol=0, atol=1e-6):
+                return name
+    raise ValueError(
+        f"{source} has the activation {type(module).__name__}; valid: {', '.join(layers.ACTIVATIONS)}."
+    )
+
+
+def require(source: str, **conditions: bool) -> None:
+    """Raises ValueError unless all hold; the names say what ``source`` must have."""
+    for name, holds in conditions.items():
+        if not holds:
+            raise ValueError(
+                f"{source} is no plain vision transformer: it must have {name.replace('_', ' ')}."
+            )
 
 
 def copied(name: str, module: nn.Module) -> Tensors:
