@@ -136,12 +136,12 @@ def test_a_file_is_normalised_like_the_names_published_weights():
     [
         (
             dict(name="ViT-B-33", weights="openai"),
-            "Unknown OpenCLIP model 'ViT-B-33'; did you mean 'ViT-B-32'",
+            "Unknown OpenCLIP model 'ViT-B-33'; did you mean 'ViT-B",
         ),
         (dict(name="ViT-B-32"), "ViT-B-32: no weights are given; valid: a file or one of the tags openai"),
         (
             dict(name="ViT-B-32", weights="/nowhere"),
-            "there is no file or tag /nowhere; valid: a file or one of",
+            "there is no file or tag /nowhere; valid: a file or one",
         ),
         (dict(name="local-dir:/nowhere"), "There is no folder /nowhere"),
         (dict(name="hf-hub:a/b", weights="openai"), "holds its own weights; leave out weights='openai'"),

@@ -14,7 +14,7 @@ from cgspn.backbones.weights import init_from_teacher
 from cgspn.modules.image_text import Batch, ContrastiveName, ImageTextModule
 from cgspn.modules.init_from import InitFrom
 from cgspn.registry import TEACHERS, BackboneConfig, TeacherConfig
-from cgspn.teachers import Teacher
+from cgspn.teachers import CaptionTable, Teacher
 
 
 class DistillationModule(ImageTextModule):
@@ -27,6 +27,7 @@ class DistillationModule(ImageTextModule):
         student: The student's config node.
         teacher: The teacher's config node.
         init_from: Weights that the student starts from; None takes what it shares with the teacher.
+        text_cache: File that keeps the embeddings of captions, so that each is read once; None keeps none.
         contrastive: ``info_nce`` or ``sigmoid``.
         templates: Sentences with ``{}`` for a class name, averaged in zero-shot classification.
         lr: Learning rate of AdamW after the warm-up; it falls to 0 as a half cosine.
@@ -42,6 +43,7 @@ class DistillationModule(ImageTextModule):
         student: BackboneConfig,
         teacher: TeacherConfig,
         init_from: InitFrom | None,
+        text_cache: str | None,
         contrastive: ContrastiveName,
         templates: Sequence[str],
         lr: float,
@@ -53,6 +55,8 @@ class DistillationModule(ImageTextModule):
         TEACHERS.check(teacher)
         self.teacher_node: Mapping[str, Any] = teacher
         object.__setattr__(self, "teacher", None)
+        self.text_cache = text_cache
+        self.captions: CaptionTable | None = None
 
     def setup(self, stage: str) -> None:
         """Builds the teacher, then sets the weights that the student starts from."""
@@ -68,6 +72,10 @@ class DistillationModule(ImageTextModule):
                 f"teacher by mean={teacher.mean}, std={teacher.std}; set the student's to the teacher's."
             )
         object.__setattr__(self, "teacher", teacher)
+        if self.text_cache is not None:
+            if teacher.text is None:
+                raise ValueError(f"The teacher has no text tower; leave out text_cache={self.text_cache!r}.")
+            self.captions = CaptionTable(self.text_cache, teacher.text)
 
     def initialise(self) -> None:
         """Copies what the student shares with the teacher, or loads ``init_from``."""
@@ -84,9 +92,25 @@ class DistillationModule(ImageTextModule):
 
     @property
     def text_encoder(self) -> Callable[[Sequence[str]], Tensor] | None:
-        """The teacher's text tower, if it has one."""
+        """The teacher's text tower, if it has one, behind ``text_cache``."""
+        if self.captions is not None:
+            return self.captions.encode
         teacher = self.frozen_teacher
         return None if teacher.text is None else teacher.encode_text
+
+    def save_captions(self) -> None:
+        """Keeps the embeddings of captions that were new."""
+        if self.captions is not None:
+            self.captions.save()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keeps new captions."""
+        super().on_save_checkpoint(checkpoint)
+        self.save_captions()
+
+    def teardown(self, stage: str) -> None:
+        """Keeps new captions."""
+        self.save_captions()
 
     def move_teacher(self) -> None:
         """Takes the teacher to where the student is."""

@@ -29,6 +29,7 @@ CONTRASTIVE: dict[ContrastiveName, tuple[float, float | None]] = {
     "info_nce": (1 / 0.07, None),
     "sigmoid": (10.0, -10.0),
 }
+# CLIP's limit. SigLIP has none, and its published scales exceed this one.
 MAX_SCALE = 100.0
 PHOTO = ("a photo of a {}.",)
 
@@ -134,9 +135,9 @@ class ImageTextModule(LightningModule):
                 "the contrastive loss needs equal numbers."
             )
         keys = caption_keys(captions, image.device)
-        scale = self.logit_scale.exp().clamp(max=MAX_SCALE)
+        scale = self.logit_scale.exp()
         if self.logit_bias is None:
-            return info_nce(image, text, keys, scale, self.training)
+            return info_nce(image, text, keys, scale.clamp(max=MAX_SCALE), self.training)
         return sigmoid_contrastive(image, text, keys, scale, self.logit_bias, self.training)
 
     def log_losses(self, prefix: str, losses: Mapping[str, Tensor], batch_size: int) -> None:

@@ -34,6 +34,7 @@ class Stage1Distillation(DistillationModule):
         first_input: What block 0 of both reads: the ``student``'s own embedding, which is what it will see
             when assembled, or the ``teacher``'s, which may hold positions. The teacher's target is its
             branch on its own input in both cases.
+        text_cache: File that keeps the embeddings of captions, so that each is read once; None keeps none.
         templates: Sentences with ``{}`` for a class name, averaged in zero-shot classification.
         lr: Learning rate of AdamW after the warm-up; it falls to 0 as a half cosine.
         weight_decay: Weight decay of parameters with more than one dimension.
@@ -49,6 +50,7 @@ class Stage1Distillation(DistillationModule):
         teacher: TeacherConfig,
         init_from: InitFrom | None = None,
         first_input: Literal["student", "teacher"] = "student",
+        text_cache: str | None = None,
         templates: Sequence[str] = PHOTO,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -56,7 +58,16 @@ class Stage1Distillation(DistillationModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(
-            student, teacher, init_from, "info_nce", templates, lr, weight_decay, betas, warmup_steps
+            student,
+            teacher,
+            init_from,
+            text_cache,
+            "info_nce",
+            templates,
+            lr,
+            weight_decay,
+            betas,
+            warmup_steps,
         )
         self.save_hyperparameters()
         if first_input not in FIRST_INPUTS:

@@ -77,6 +77,8 @@ class Stage2Contrastive(DistillationModule):
         contrastive: ``info_nce`` (CLIP) or ``sigmoid`` (SigLIP).
         contrastive_weight: Weight gamma of the contrastive loss.
         train_text: Whether a copy of the teacher's text tower trains along, instead of a frozen one.
+        text_cache: File that keeps the frozen tower's embeddings of captions, so that each is read once; None
+            keeps none.
         templates: Sentences with ``{}`` for a class name, averaged in zero-shot classification.
         lr: Learning rate of AdamW after the warm-up; it falls to 0 as a half cosine.
         weight_decay: Weight decay of parameters with more than one dimension.
@@ -96,6 +98,7 @@ class Stage2Contrastive(DistillationModule):
         contrastive: ContrastiveName = "info_nce",
         contrastive_weight: float = 1.0,
         train_text: bool = False,
+        text_cache: str | None = None,
         templates: Sequence[str] = PHOTO,
         lr: float = 5e-4,
         weight_decay: float = 0.05,
@@ -103,9 +106,22 @@ class Stage2Contrastive(DistillationModule):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(
-            student, teacher, init_from, contrastive, templates, lr, weight_decay, betas, warmup_steps
+            student,
+            teacher,
+            init_from,
+            text_cache,
+            contrastive,
+            templates,
+            lr,
+            weight_decay,
+            betas,
+            warmup_steps,
         )
         self.save_hyperparameters()
+        if train_text and text_cache is not None:
+            raise ValueError(
+                f"train_text changes the embeddings that text_cache={text_cache!r} would keep: leave out one."
+            )
         config: TapConfig | Mapping[str, Any] = taps
         self.tap_config = TapConfig(**config) if isinstance(config, Mapping) else config
         self.tapped = self.tap_config.indices(self.encoder.depth)
@@ -113,7 +129,8 @@ class Stage2Contrastive(DistillationModule):
         self.train_text = train_text
         if not contrastive_weight:
             # Nothing else reads them, and DDP refuses trainable parameters that no loss reaches.
-            for unused in (self.encoder.norm, self.encoder.head, self.logit_scale, self.logit_bias):
+            head = (self.encoder.norm, self.encoder.head, self.encoder.head_proj)
+            for unused in (*head, self.logit_scale, self.logit_bias):
                 if unused is not None:
                     unused.requires_grad_(False)
         self.text: nn.Module | None = None

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -11,6 +11,10 @@ from cgspn.backbones.vision_transformer import EncoderOutput, EncoderTrace, Visi
 
 class TextTower(Protocol):
     """What a teacher needs of a text tower: an ``nn.Module`` with its tokenizer inside."""
+
+    @property
+    def tokenizer(self) -> Callable[[Sequence[str]], Tensor | Mapping[str, Tensor]]:
+        """Makes of texts what the tower reads."""
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeds B texts, (B, C) with C the channels of the vision tower's summary."""
