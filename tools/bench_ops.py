@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--record", type=Path, help="folder for the record and its table, named by what they hold"
     )
+    parser.add_argument("--insert", type=Path, help="page with marks to write a short table into")
     parser.add_argument("--plot", type=Path, help="SVG of time against size")
     args = parser.parse_args()
     result = json.loads(args.show.read_text()) if args.show else measure(args)
@@ -99,6 +100,8 @@ def main() -> None:
         path = args.record / record.name(result)
         path.with_name(path.name + ".json").write_text(json.dumps(result, indent=1) + "\n")
         path.with_name(path.name + ".md").write_text(table)
+    if args.insert:
+        record.insert(result, args.insert)
     if args.plot:
         draw(result, args.plot)
     sys.exit(bool(result["withheld"]))

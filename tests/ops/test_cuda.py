@@ -13,7 +13,7 @@ from .rule import comparator, hold_to_rule
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not library.active(torch.device("cuda")), reason="no native CUDA kernels"),
+    pytest.mark.skipif(not library.STATUS["cuda"].active, reason="no native CUDA kernels"),
 ]
 
 CASES = [  # one for each family of kernels

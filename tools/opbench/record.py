@@ -14,6 +14,7 @@ import torch
 Record = dict[str, Any]
 Row = dict[str, Any]
 
+MARKS = ("<!-- figures -->", "<!-- end of figures -->")
 KEY = ("shape", "dtype", "layout", "variant", "pass")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,6 +127,34 @@ def progress(row: Row, withheld: str) -> str:
 def key(row: Row) -> tuple[Any, ...]:
     """What makes two rows of different records comparable."""
     return tuple(tuple(row[name]) if name == "shape" else row[name] for name in KEY)
+
+
+def insert(record: Record, path: Path) -> None:
+    """Replaces what stands between the marks in a page by the record's shares.
+
+    Raises:
+        ValueError: If the record withholds its comparisons or the page has no marks.
+    """
+    if record["withheld"]:
+        raise ValueError(f"nothing is compared in this record: {record['withheld']}.")
+    text = path.read_text()
+    if MARKS[0] not in text or MARKS[1] not in text:
+        raise ValueError(f"{path} has no lines {MARKS[0]} and {MARKS[1]}.")
+    facts = record["environment"]
+    lines = [
+        f"{facts['machine']}, torch {facts['torch']}, {facts['date']}:",
+        "",
+        "| pass | (B, C, H, W) | dtype | layout | variant | ms | ideal | schedule |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        schedule = row.get("share_of_schedule")
+        cells = [row["pass"], str(tuple(row["shape"])), row["dtype"], row["layout"], row["variant"]]
+        cells += [f"{ours_ms(row):.3g}", f"{row['share_of_ideal']:.0%}"]
+        cells += ["" if schedule is None else f"{schedule:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    path.write_text("\n".join([before + MARKS[0], *lines, MARKS[1] + after]))
 
 
 def _cells(

@@ -25,11 +25,13 @@ class Status:
         device: ``cpu`` or ``cuda``.
         path: The loaded library, or None.
         reason: Why it is not active; empty if it is.
+        forced: Whether the reference was asked for.
     """
 
     device: str
     path: Path | None
     reason: str = ""
+    forced: bool = False
 
     @property
     def active(self) -> bool:
@@ -38,10 +40,23 @@ class Status:
 
 
 def active(device: torch.device) -> bool:
-    """Whether the native operators run on ``device``; else the reference does."""
+    """Whether the native operators run on ``device``; else the reference does.
+
+    Raises:
+        RuntimeError: For a CUDA device without kernels, unless the reference was asked for: it is so slow
+            that running it unasked would look as if something hung.
+    """
     if device.type == "meta":
         return STATUS["cpu"].active
-    return device.type in STATUS and STATUS[device.type].active
+    if device.type not in STATUS:
+        return False
+    status = STATUS[device.type]
+    if status.device == "cuda" and not (status.active or status.forced):
+        raise RuntimeError(
+            f"cgspn has no CUDA kernels for a tensor on {device}: {status.reason}; "
+            f"{FORCE_REFERENCE}=1 runs the plain PyTorch reference, which is slow."
+        )
+    return status.active
 
 
 def cmake_dir() -> Path:
@@ -64,7 +79,7 @@ def _load_all() -> dict[str, Status]:
         token_linear_registration.register()
     if torch.version.cuda is None:
         cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
-    elif not cpu.active:
+    elif not cpu.active and not cpu.forced:
         cuda = Status("cuda", None, f"it needs the CPU library: {cpu.reason}")
     else:
         cuda = _load("cuda", "_C_cuda")
@@ -73,7 +88,7 @@ def _load_all() -> dict[str, Status]:
 
 def _load(device: str, name: str) -> Status:
     if os.environ.get(FORCE_REFERENCE, "0") not in ("", "0"):
-        return Status(device, None, f"{FORCE_REFERENCE} is set")
+        return Status(device, None, f"{FORCE_REFERENCE} is set", forced=True)
     path = _find(name)
     if path is None:
         return Status(device, None, _build_reason(device))
@@ -104,13 +119,10 @@ def _build_reason(device: str) -> str:
     return str(getattr(build, device.upper()))
 
 
-def _warn(statuses: dict[str, Status]) -> None:
-    missing = [status for status in statuses.values() if not status.active]
-    if torch.version.cuda is None:
-        missing = [status for status in missing if status.device == "cpu"]
-    for status in missing:
+def _warn(cpu: Status) -> None:
+    if not cpu.active:
         warnings.warn(
-            f"cgspn runs the plain PyTorch reference on {status.device}, which is slow: {status.reason}.",
+            f"cgspn runs the plain PyTorch reference on cpu, which is slow: {cpu.reason}.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -118,4 +130,4 @@ def _warn(statuses: dict[str, Status]) -> None:
 
 # Loaded on import, so that compiled code finds the operators and the answer is a constant.
 STATUS = _load_all()
-_warn(STATUS)
+_warn(STATUS["cpu"])

@@ -15,6 +15,11 @@ cudaStream_t current_stream(int32_t device) {
 }
 
 void check(const char* op, cudaError_t error) {
+  if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
+    cgspn::fail(
+        op, "no CUDA kernel for this GPU's architecture (", cudaGetErrorString(error), "), the library was built for " CGSPN_CUDA_ARCHS
+        "; CGSPN_CUDA_ARCHS chooses others at build, CGSPN_REFERENCE=1 runs the plain PyTorch reference, which is slow");
+  }
   if (error != cudaSuccess) cgspn::fail(op, "CUDA error: ", cudaGetErrorString(error));
 }
 
