@@ -192,7 +192,7 @@ def test_readable_errors(tmp_path, checkpoint):
         load(tmp_path / "b")
     with pytest.raises(ValueError, match=r"does not say what its part 'teacher' is"):
         load(checkpoint[1], part="teacher")
-    with pytest.raises(ValueError, match=r"x.ckpt is not a readable checkpoint: no complete file"):
+    with pytest.raises(ValueError, match=r"x.ckpt is not a readable checkpoint: it is damaged"):
         load(shutil.copy(tmp_path / "a" / "config.json", tmp_path / "x.ckpt"))
 
 

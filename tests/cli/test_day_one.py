@@ -175,7 +175,10 @@ def test_errors_of_info(cgspn, config, tmp_path):
         assert cgspn("info", "vit_demo_patch8", "--size", *size).error.startswith(
             "--size takes one or two positive"
         )
-    assert cgspn("info", "vit_demo_patch8", "--batch-size", 0).error == "--batch-size 0 must be at least 1."
+    assert (
+        cgspn("info", "vit_demo_patch8", "--batch-size", 0).error
+        == "--batch-size 0 must be at least 1, at most 65535."
+    )
     assert cgspn("info").error == "the following arguments are required: MODEL (cgspn info --help)"
 
 

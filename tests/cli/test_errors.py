@@ -69,7 +69,7 @@ from cgspn.cli.errors import one_line, report_errors
         (["--run.name=../elsewhere"], "run.name='../elsewhere' must be a folder name below run.root='runs'."),
         (["--ckpt_path=none.ckpt"], "Checkpoint none.ckpt does not exist; give the path of a .ckpt file."),
         (["--ckpt_path=last"], "Checkpoint last does not exist; give the path of a .ckpt file."),
-        (["--ckpt_path=base.yaml"], "base.yaml is not a checkpoint that loads with weights_only=True"),
+        (["--ckpt_path=base.yaml"], "base.yaml is not a readable checkpoint: it is damaged"),
         (["-c", "none.yaml"], "Config file none.yaml does not exist."),
         (["-c"], "-c needs the path of a config file."),
         (["stray"], "Unexpected argument 'stray'; options start with --."),

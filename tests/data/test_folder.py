@@ -86,7 +86,8 @@ def test_bad_picture_is_named(pictures):
 def test_only_bad_pictures(tmp_path):
     (tmp_path / "a.png").write_bytes(b"?")
     data = module(str(tmp_path), batch_size=1)
-    assert list(data.predict_dataloader()) == []
+    with pytest.raises(ValueError, match="None of the 1 samples can be read"):
+        list(data.predict_dataloader())
     with pytest.raises(ValueError, match="None of the training pictures"):
         list(data.train_dataloader())
 

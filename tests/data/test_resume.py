@@ -25,6 +25,8 @@ class Regression(LightningModule):
         self.log("loss", self.layer(batch["image"].flatten(1)).mean())
 
     def configure_optimizers(self):
+        # Schedules ask for this, which makes Lightning build the loader before it restores its state.
+        assert self.trainer.estimated_stepping_batches
         return torch.optim.Adam(self.parameters(), 1e-3)
 
 
@@ -38,6 +40,7 @@ def fit(folder, data, steps, ckpt_path=None, every=None):
     trainer = Trainer(
         default_root_dir=folder,
         max_steps=steps,
+        max_epochs=100,
         callbacks=callbacks,
         enable_checkpointing=bool(every),
         accelerator="cpu",

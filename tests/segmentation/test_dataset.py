@@ -166,9 +166,9 @@ class TestBadInput:
         self.fails(one_pair, r"Cannot read the image .*a\.jpg")
 
     def test_no_root_and_no_pictures(self):
-        with pytest.raises(ValueError, match="root=None"):
+        with pytest.raises(ValueError, match="No root is given"):
             ADE20KDataModule().setup("fit")
-        with pytest.raises(ValueError, match="images=None"):
+        with pytest.raises(ValueError, match="No images are given"):
             ADE20KDataModule().setup("predict")
 
     def test_batch_size_beyond_the_data(self, one_pair):

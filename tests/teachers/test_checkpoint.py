@@ -86,7 +86,7 @@ def test_a_student_teaches_with_its_own_or_its_teachers_text_tower(pretrained, w
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no checkpoint"),
+        (None, "no weight file"),
         (b"not a checkpoint", "not a readable checkpoint"),
         ({"state_dict": {}}, "has no hyperparameters"),
         ({"state_dict": {}, "hyper_parameters": {"lr": 1.0}}, "does not say what its part 'encoder' is"),

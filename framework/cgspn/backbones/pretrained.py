@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
-import torch
 from torch import Tensor, nn
 
 import cgspn
+from cgspn.backbones.checkpoint_files import read_checkpoint
 from cgspn.backbones.weights import load_part, load_weights, save_tensors
 from cgspn.registry import BACKBONES
 
@@ -189,7 +187,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The checked config node in a ``config.json``."""
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("encoder"), dict):
         raise ValueError(f"{path} does not describe an encoder of cgspn: it has no mapping 'encoder'.")
@@ -198,16 +196,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def read_node(path: Path, part: str) -> dict[str, Any]:
     """The checked config node of an encoder in the hyperparameters of a checkpoint."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a readable checkpoint: no complete file of torch.save.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from None
-    hyperparameters = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(hyperparameters, Mapping):
-        raise ValueError(f"{path} is not a training run's checkpoint: it has no hyperparameters.")
+    hyperparameters = read_checkpoint(path)["hyper_parameters"]
     names = NODE_NAMES if part == "encoder" else (part,)
     node = next((hyperparameters[name] for name in names if name in hyperparameters), None)
     if not isinstance(node, Mapping | str):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
@@ -120,6 +121,8 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         check_positive(img_size=height, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         check_positive(img_size=width, depth=depth, mlp_dim=1 if mlp_dim is None else mlp_dim)
+        if not (math.isfinite(norm_eps) and norm_eps > 0):
+            raise ValueError(f"norm_eps={norm_eps} must be a positive number.")
         if pos_embed not in POSITIONS:
             raise ValueError(f"pos_embed={pos_embed!r} is unknown; valid: {', '.join(POSITIONS)}.")
         if outside := [i for i in attention_at if not 0 <= i < depth]:
@@ -130,6 +133,8 @@ class VisionEncoder(PretrainedMixin, nn.Module):
             raise ValueError(
                 f"mean={tuple(mean)} and std={tuple(std)} must have in_chans={in_chans} values each."
             )
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+            raise ValueError(f"mean={tuple(mean)} must be numbers and std={tuple(std)} positive ones.")
         self.img_size = (height, width)
         self.patch_size = patch_size
         self.embed_dim = self.num_features = embed_dim

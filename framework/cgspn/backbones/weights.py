@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cgspn.backbones.checkpoint_files import read_tensors
 from cgspn.backbones.positions import LearnedPositions
 
 if TYPE_CHECKING:
@@ -45,25 +44,7 @@ def load_part(path: str | Path, part: str = "") -> dict[str, Tensor]:
     Raises:
         ValueError: If the file is missing, cannot be read or has no such part.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no weight file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            tensors = content.get("state_dict", content)
-            tensors = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
+    tensors = read_tensors(path)
     if not part:
         return tensors
     prefix = part + "."
@@ -96,8 +77,8 @@ def load_weights(
         source: What error messages call the place they come from.
 
     Raises:
-        ValueError: If a tensor is missing, unknown or of another shape; the message names the first one.
-            Nothing is loaded then.
+        ValueError: If a tensor is missing, unknown, of another shape or not finite; the message names the
+            first one. Nothing is loaded then.
     """
     own = module.state_dict()
     tensors = dict(tensors)
@@ -120,6 +101,8 @@ def load_weights(
             f"{source} has {unknown[0]} {shape(tensors[unknown[0]])}, which the model lacks: "
             "it belongs to another model."
         )
+    if broken := [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]:
+        raise ValueError(f"{source} has values in {broken[0]} that are not finite: its training diverged.")
     module.load_state_dict(tensors)
 
 

@@ -90,6 +90,9 @@ def dispatch(arguments: list[str]) -> int:
     module = importlib.import_module(COMMANDS[name].module)
     parser = Parser(f"cgspn {name}", description=COMMANDS[name].summary + ".")
     module.add_arguments(parser)
+    # As a path it would mean the current folder; it comes from a shell variable that is not set.
+    if empty := [position for position, argument in enumerate(rest, 1) if not argument]:
+        raise UsageError(f"Argument {empty[0]} is empty ({parser.prog} --help).")
     return module.run(parser.parse_args(rest)) or 0
 
 

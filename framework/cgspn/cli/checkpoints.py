@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
-from cgspn.cli.errors import Interrupted
+from cgspn.cli.errors import Interrupted, UsageError
+from cgspn.cli.random_state import random_state, set_random_state
+from cgspn.cli.runs import mark_latest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # With several ranks they agree on stopping by a reduction, too dear for every batch.
@@ -58,7 +64,11 @@ class LastCheckpoint(Checkpoint):
     """Writes ``checkpoints/last.ckpt`` after every epoch, every n steps and before a signal ends training.
 
     SIGINT and SIGTERM let the current step finish, so that what is saved is consistent; a second one
-    stops at once and saves nothing.
+    stops at once and saves nothing. A run whose loss or weights are no longer finite ends with an error,
+    and nothing is saved over the checkpoint before.
+
+    The state of the random number generators is saved too: a resumed run draws what the uninterrupted one
+    would have drawn.
 
     Args:
         folder: The run folder.
@@ -69,32 +79,51 @@ class LastCheckpoint(Checkpoint):
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.received: signal.Signals | None = None
+        self.training = False
         self.saved_step = 0
         self.process = os.getpid()
+        self.losses: list[Tensor] = []
+        self.random_state: dict[str, Any] | None = None
 
     @property
     def path(self) -> Path:
         """The checkpoint."""
         return self.folder / "checkpoints" / "last.ckpt"
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the random number generators of this process (of rank 0)."""
+        return random_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until training starts: building and checking things draws numbers too."""
+        self.random_state = state_dict
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the folder from rank 0, which made it."""
         self.folder = trainer.strategy.broadcast(self.folder)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes over the signals; Lightning gives them back when it is done."""
-        self.saved_step = trainer.global_step
         self.process = os.getpid()
-        for number in SIGNALS:
-            try:
-                signal.signal(number, self._receive)
-            except ValueError:  # Not in the main thread: whoever started the thread handles signals.
-                return
+        self._take_signals()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on there is something to save."""
+        self.training = True
+        self.saved_step = trainer.global_step
+        # Lightning has put a handler of its own before this one, which ends training without an error.
+        self._take_signals()
+        if self.random_state is not None and trainer.world_size == 1:
+            set_random_state(self.random_state)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves every n steps and when a signal has come."""
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("loss"), Tensor):
+            self.losses.append(outputs["loss"].detach())
+        if len(self.losses) >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self.check_losses(trainer)
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self.saved_step:
             self.save(trainer)
@@ -117,10 +146,61 @@ class LastCheckpoint(Checkpoint):
             raise self._interrupted(trainer) from exception
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes the checkpoint, replacing the one before when it is complete."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self.path)
-            self.saved_step = trainer.global_step
+        """Writes the checkpoint, replacing the one before when it is complete.
+
+        Raises:
+            UsageError: If the loss or a weight is not finite; nothing is written then.
+        """
+        self.check_losses(trainer)
+        self.check_weights(trainer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        # Lightning writes to a temporary folder and moves the file, which copies it where that is another
+        # file system: killed then, it would leave half a file in the place of the one before.
+        partial = self.path.with_name(f".{self.path.name}")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            partial.replace(self.path)
+            mark_latest(self.folder, "fit")
+        self.saved_step = trainer.global_step
+
+    def check_losses(self, trainer: pl.Trainer) -> None:
+        """Raises UsageError if one of the losses since the last check is not finite, on any rank."""
+        losses, self.losses = self.losses, []
+        finite = [bool(flag) for flag in torch.stack(losses).isfinite().tolist()] if losses else []
+        # In float16 a loss may overflow: the scaler then leaves the step out.
+        failed = not all(finite) and trainer.precision != "16-mixed"
+        if trainer.strategy.reduce_boolean_decision(failed, all=False):
+            step = trainer.global_step
+            if failed:
+                late = (len(finite) - 1 - finite.index(False)) // trainer.accumulate_grad_batches
+                step -= late
+            value = losses[finite.index(False)].item() if failed else "not finite on another rank"
+            raise self._diverged(f"the loss is {value} at step {step}")
+
+    def check_weights(self, trainer: pl.Trainer) -> None:
+        """Raises UsageError if a trained weight is not finite, on any rank."""
+        parameters = trainer.lightning_module.named_parameters()
+        broken = [n for n, p in parameters if p.requires_grad and not p.detach().isfinite().all()]
+        if trainer.strategy.reduce_boolean_decision(bool(broken), all=False):
+            name = broken[0] if broken else "a weight"
+            raise self._diverged(f"{name} is not finite at step {trainer.global_step}")
+
+    def _diverged(self, what: str) -> UsageError:
+        kept = f"{self.path} is of step {self.saved_step}" if self.path.exists() else "nothing was saved"
+        return UsageError(
+            f"Training has diverged: {what}; {kept}. Try a smaller model.lr, more warm-up or "
+            "--trainer.gradient_clip_val; --trainer.detect_anomaly=true finds the operation."
+        )
+
+    def _take_signals(self) -> None:
+        for number in SIGNALS:
+            try:
+                signal.signal(number, self._receive)
+            except ValueError:  # Not in the main thread: whoever started the thread handles signals.
+                return
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -132,6 +212,8 @@ class LastCheckpoint(Checkpoint):
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+        if not self.training:
+            raise Interrupted(f"stopped by {self.received.name} before training began.", 128 + number)
         print(
             f"\n{self.received.name}: saving after this step; once more stops at once.",
             file=sys.stderr,

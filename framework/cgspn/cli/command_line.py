@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,12 @@ def load_mapping(path: str) -> dict[str, Any]:
     """Reads a YAML file whose top level is a mapping."""
     file = Path(path)
     if not file.is_file():
-        raise UsageError(f"Config file {path} does not exist.")
+        raise UsageError(f"Config file {path} {'is a folder' if file.is_dir() else 'does not exist'}.")
     try:
         content = jsonargparse.get_loader("yaml")(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # A node may hold itself, by an alias; nothing after this could walk through it.
+        json.dumps(content, default=str, skipkeys=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"Config file {path} is not valid YAML: {error}") from None
     if content is None:
         return {}

@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -26,6 +27,13 @@ EXTRAS = {
     "open_clip": "openclip",
 }
 STATE_DICT_ERROR = "Error(s) in loading state_dict"
+OPTIMIZER_ERROR = "loaded state dict "
+WORKER_ERROR = re.compile(r"Caught (\w+) in DataLoader worker")
+WORKER_DIED = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: \w+|exited unexpectedly)")
+# CUDA's is a class of torch's, the CPU's only a text.
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|unable to mmap", re.I)
+UNION_ERROR = "Does not validate against any of the Union subtypes"
+REPORT_BUG = "cgspn: this looks like a bug; please report it with the output of `python -m cgspn.env`."
 NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value type|NestedArg\("
     r"|- Expected a <class 'NoneType'>|- Expected a path but |Problem with given class_path|Given value: \{"
@@ -66,8 +74,21 @@ def report_errors() -> Iterator[SimpleNamespace]:
     except Interrupted as interrupt:
         print(f"cgspn: {interrupt.message}", file=sys.stderr)
         outcome.code = interrupt.code
-    except Exception as error:
+    except KeyboardInterrupt:
+        outcome.code = interrupted()
+    except SystemExit as leave:
+        # How Lightning ends after Ctrl-C.
+        if not isinstance(leave.__context__, KeyboardInterrupt):
+            raise
+        outcome.code = interrupted()
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough; Python must not fail on it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        outcome.code = 128 + signal.SIGPIPE
+    except Exception as raised:
+        error = unwrapped(raised)
         if not is_users(error):
+            raised.add_note(REPORT_BUG)
             raise
         if os.environ.get("CGSPN_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
@@ -75,9 +96,24 @@ def report_errors() -> Iterator[SimpleNamespace]:
         outcome.code = 2
 
 
+def interrupted() -> int:
+    """Says that Ctrl-C ended the command, and returns the exit code."""
+    print("cgspn: interrupted.", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
+def unwrapped(error: Exception) -> Exception:
+    """What a constructor raised, without what jsonargparse says about the type of its result."""
+    while str(error).startswith(UNION_ERROR) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
 def is_users(error: BaseException) -> bool:
     """Whether the message of an error says all that its reader needs."""
-    if isinstance(error, OSError | UsageError | argparse.ArgumentError):
+    if isinstance(error, OSError | UsageError | argparse.ArgumentError | MemoryError):
+        return True
+    if isinstance(error, RuntimeError) and any(p.search(str(error)) for p in (OUT_OF_MEMORY, WORKER_DIED)):
         return True
     if isinstance(error, ModuleNotFoundError):
         return extra_of(error) is not None
@@ -85,9 +121,11 @@ def is_users(error: BaseException) -> bool:
         return True
     if isinstance(error, RuntimeError) and str(error).startswith(STATE_DICT_ERROR):
         return True
+    if isinstance(error, ValueError) and str(error).startswith(OPTIMIZER_ERROR):
+        return True
     if not isinstance(error, ValueError):
         return False
-    if str(error).startswith("Caught ValueError in DataLoader worker"):
+    if WORKER_ERROR.match(str(error)):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
@@ -105,8 +143,12 @@ def plugin_packages() -> set[str]:
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, without the wrappers that libraries put around it."""
     text = str(error)
-    if text.startswith("Caught ") and "DataLoader worker" in text:
+    if WORKER_ERROR.match(text):
         return text.strip().splitlines()[-1].partition(": ")[2]
+    if isinstance(error, RuntimeError) and (died := WORKER_DIED.search(text)):
+        return f"A process that loads data {died[1]}; it may be short of memory: try a smaller num_workers."
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(text)):
+        return f"Out of memory: {text.splitlines()[0] if text else 'no more could be allocated'}"
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error)):
         return f"{error.name} is not installed; get it with: pip install 'cgspn[{extra}]'"
     if isinstance(error, OSError) and error.strerror:
@@ -118,6 +160,8 @@ def one_line(error: BaseException) -> str:
         complaints = [" ".join(line.split()) for line in text.splitlines()[1:]]
         more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
         return f"The checkpoint does not fit the model: {complaints[0]:.400}{more}"
+    if text.startswith(OPTIMIZER_ERROR):
+        return f"The checkpoint's optimizer does not fit what is trained: {text}."
     return " ".join(text.split())
 
 

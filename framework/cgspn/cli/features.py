@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
 NATIVE = "native"
+# The largest side of a JPEG.
+LARGEST = 65535
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,8 +90,11 @@ def parse_size(words: Sequence[str] | None) -> tuple[int, int] | str | None:
         return None
     if list(words) == [NATIVE]:
         return NATIVE
-    if len(words) > 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise UsageError(f"--size takes one or two positive numbers or '{NATIVE}', got {' '.join(words)}.")
+    if len(words) > 2 or not all(word.isdecimal() and 0 < int(word) <= LARGEST for word in words):
+        given = " ".join(words)
+        raise UsageError(
+            f"--size takes one or two positive numbers, at most {LARGEST}, or '{NATIVE}', got {given}."
+        )
     return int(words[0]), int(words[-1])
 
 
@@ -104,7 +109,7 @@ def device_of(name: str | None) -> device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return torch.device(name)

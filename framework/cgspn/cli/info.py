@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from cgspn.backbones.costs import EncoderCosts
 
 NODE_NAMES = ("student", "encoder")
+# Counts stay below 2**63.
+LARGEST = 65535
 COLUMNS = ("part", "parameters", "share", "MACs", "share", "activations, MiB", "share")
 
 
@@ -34,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table with one row per part."""
-    if args.size is not None and (len(args.size) > 2 or min(args.size) < 1):
-        raise UsageError(f"--size takes one or two positive numbers, got {' '.join(map(str, args.size))}.")
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size {args.batch_size} must be at least 1.")
+    if args.size is not None and (len(args.size) > 2 or not all(1 <= n <= LARGEST for n in args.size)):
+        given = " ".join(map(str, args.size))
+        raise UsageError(f"--size takes one or two positive numbers, at most {LARGEST}, got {given}.")
+    if not 1 <= args.batch_size <= LARGEST:
+        raise UsageError(f"--batch-size {args.batch_size} must be at least 1, at most {LARGEST}.")
     import torch
 
     from cgspn.backbones.costs import encoder_costs
@@ -90,7 +93,7 @@ def node_in_config(path: Path) -> dict[str, Any]:
         raise UsageError(f"Config file {path} does not exist.")
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"Config file {path} is not valid YAML: {error}") from None
     if isinstance(content, dict) and "type" in content:
         return BACKBONES.check(content, str(path))

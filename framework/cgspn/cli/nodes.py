@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 
@@ -21,17 +20,19 @@ from cgspn import registry
 from cgspn.cli.classes import arguments_of, class_path, fields_of, find_class, public_subclasses
 from cgspn.cli.command_line import CommandLine
 from cgspn.cli.errors import UsageError
+from cgspn.cli.stored_runs import read_stored_run
 from cgspn.errors import unknown_name
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
-def expand(arguments: Sequence[str], scratch: Path) -> list[str]:
+def expand(command: str, arguments: Sequence[str], scratch: Path) -> list[str]:
     """Rewrites arguments for LightningCLI so that the config rules hold.
 
     Precedence, lowest first: defaults, hyperparameters of ``--ckpt_path``, config files in order, flags.
 
     Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
         arguments: What follows the command.
         scratch: An empty folder for the rewritten config files.
 
@@ -47,7 +48,7 @@ def expand(arguments: Sequence[str], scratch: Path) -> list[str]:
     data_class = line.class_of("data", LightningDataModule)
     ckpt_path = line.last("ckpt_path")
     if ckpt_path is not None and ckpt_path not in ("null", "None"):
-        model_class, hyperparameters = read_checkpoint(Path(str(ckpt_path)), model_class)
+        model_class, hyperparameters = read_stored_run(str(ckpt_path), command, model_class)
         line.files.insert(0, {"model": {"init_args": hyperparameters}})
     if model_class is None:
         known = ", ".join(sorted(public_subclasses(LightningModule)))
@@ -151,39 +152,3 @@ def check_arguments(line: CommandLine, key: str, cls: type, base: type) -> None:
         fields = fields_of(parameters[name].annotation)
         if below and fields and below[0] not in fields:
             raise UsageError(f"{key}.{name}: {unknown_name('argument', below[0], fields)}")
-
-
-def read_checkpoint(path: Path, model_class: type | None) -> tuple[type | None, dict[str, Any]]:
-    """The class and hyperparameters stored in a checkpoint.
-
-    Args:
-        path: The checkpoint.
-        model_class: The class that files and flags ask for; None means the checkpoint's.
-
-    Raises:
-        UsageError: If the file is missing, is no checkpoint or holds another class.
-    """
-    if path.is_dir():
-        return model_class, {}
-    if not path.is_file():
-        raise UsageError(f"Checkpoint {path} does not exist; give the path of a .ckpt file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
-        _ = checkpoint["state_dict"]
-    except Exception as error:
-        raise UsageError(
-            f"{path} is not a checkpoint that loads with weights_only=True ({type(error).__name__})."
-        ) from None
-    stored = hyperparameters.pop("_class_path", None)
-    hyperparameters.pop("_instantiator", None)
-    if stored is None:
-        return model_class, {}
-    stored_class = find_class("model", stored, LightningModule)
-    if model_class not in (None, stored_class):
-        assert model_class is not None
-        raise UsageError(
-            f"{path} holds a {stored_class.__name__}, not a {model_class.__name__}; "
-            "--ckpt_path continues the same class, init_from takes weights from another one."
-        )
-    return stored_class, hyperparameters

@@ -24,6 +24,8 @@ class RunConfig:
     root: str = "runs"
 
     def __post_init__(self) -> None:
+        if not self.root:
+            raise UsageError("run.root is empty; it must be a folder.")
         path = Path(self.name or ".")
         if path.is_absolute() or ".." in path.parts or (self.name is not None and not path.parts):
             raise UsageError(f"run.name={self.name!r} must be a folder name below run.root={self.root!r}.")
@@ -50,8 +52,9 @@ def new_run_folder(run: RunConfig) -> Path:
 def mark_latest(folder: Path, command: str) -> None:
     """Lets the link ``latest`` beside a run folder point to it.
 
-    Commands other than ``fit`` have their own, ``latest-<command>``, so that ``latest`` always leads to
-    checkpoints. Where the file system has no symbolic links there is none.
+    Commands other than ``fit`` have their own, ``latest-<command>``, and a ``fit`` that fails before its
+    first checkpoint changes nothing, so that ``latest`` always leads to checkpoints. Where the file system
+    has no symbolic links there is none.
     """
     link = folder.with_name("latest" if command == "fit" else f"latest-{command}")
     temporary = link.with_name(f".{link.name}-{os.getpid()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import cgspn
 import cgspn.data.folder
@@ -38,7 +40,7 @@ def run_trainer(command: str, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         # Help needs no model.
         if not any(a in ("-h", "--help") or ".help" in a for a in arguments):
-            arguments = expand(arguments, Path(scratch))
+            arguments = expand(command, arguments, Path(scratch))
         cli = CLI(command, arguments)
     cli.execute()
     return 0
@@ -90,8 +92,16 @@ class CLI(LightningCLI):
             raise UsageError(explain(error, list(parser.get_defaults().keys()))) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Makes the run folder and builds the trainer that writes to it."""
+        """Makes the run folder and builds the trainer that writes to it.
+
+        Raises:
+            UsageError: If the model cannot do what it is asked for, or there are not as many devices.
+        """
         options = self.config_init
+        if self.command == "predict" and not is_overridden("predict_step", self.model):
+            name = type(self.model).__name__
+            raise UsageError(f"{name} predicts nothing; `cgspn features` writes an encoder's features.")
+        check_devices(options.trainer.accelerator, options.trainer.devices)
         self.folder = new_run_folder(options.run)
         try:
             return super().instantiate_trainer(**self._trainer_arguments(), **kwargs)
@@ -118,7 +128,6 @@ class CLI(LightningCLI):
         """Runs the command and writes its metrics into the run folder."""
         if self.trainer.is_global_zero:
             (self.folder / "config.yaml").write_text(self.parser.dump(self.config, skip_none=False))
-            mark_latest(self.folder, self.command)
             print(f"run folder: {self.folder}", flush=True)
         arguments: dict[str, Any] = {"datamodule": self.datamodule, "ckpt_path": self.config.ckpt_path}
         if self.command != "fit" and self.config.ckpt_path is None:
@@ -129,6 +138,8 @@ class CLI(LightningCLI):
             arguments["return_predictions"] = False
         getattr(self.trainer, self.command)(self.model, weights_only=True, **arguments)
         if self.trainer.is_global_zero:
+            if self.command != "fit":
+                mark_latest(self.folder, self.command)
             metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
             if metrics:
                 (self.folder / "metrics.json").write_text(
@@ -153,6 +164,15 @@ def explain(error: jsonargparse.ArgumentError, options: list[str]) -> str:
     if group and valid:
         return f"{group}: {unknown_name('option', name.rpartition('.')[2], valid)}"
     return unknown_name("option", name.partition(".")[0], {option.partition(".")[0] for option in options})
+
+
+def check_devices(accelerator: Any, devices: Any) -> None:
+    """Raises UsageError if more processes are asked for than a CPU can run side by side."""
+    most = max(8, os.cpu_count() or 1)
+    if accelerator == "cpu" and str(devices).isdecimal() and int(devices) > most:
+        raise UsageError(
+            f"trainer.devices={devices} processes are too many for this CPU; valid: 1 to {most}."
+        )
 
 
 def as_list(value: Any) -> list[Any]:

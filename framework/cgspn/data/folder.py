@@ -32,12 +32,15 @@ def find_images(folder: str | Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {str(root)!r}.")
-    found = [
-        Path(parent, name)
-        for parent, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-    ]
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        # A link may lead back to a folder above it.
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(parent, n) for n in names if n.lower().endswith(SUFFIXES) and n[0] != "."]
     if not found:
         raise ValueError(f"No picture in {str(root)!r}; known suffixes: {', '.join(SUFFIXES)}.")
     return sorted(found)

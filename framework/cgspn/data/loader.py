@@ -47,6 +47,7 @@ class EpochLoader:
         position: Tells how far training has come.
         order: The values that the order of samples depends on.
         placeholders: Whether ``loader`` yields something for each skipped batch, which is then dropped here.
+        nothing: The message of the ValueError where an epoch has no batch.
     """
 
     def __init__(
@@ -56,50 +57,78 @@ class EpochLoader:
         position: Callable[[], Position],
         order: Mapping[str, Any],
         placeholders: bool = False,
+        nothing: str = "There are no training data.",
     ) -> None:
         self.loader, self.epochs, self.position = loader, epochs, position
-        self.order, self.placeholders = dict(order), placeholders
-        self._start: tuple[int, int] | None = None
+        self.order, self.placeholders, self.nothing = dict(order), placeholders, nothing
+        self._start: tuple[int, int, int] | None = None
         self._ahead = 0
 
     def __iter__(self) -> Iterator[Batch]:
         now, start = self.position(), self._start
         self._start = None
-        epoch, skip = start or (now.epoch, 0)
-        # Resuming at the end of an epoch of unknown length, the trainer goes on counting in the next one.
-        self._ahead = skip - now.batches
+        epoch, skip, counted = start or (now.epoch, 0, now.batches)
+        # Resuming at the end of an epoch of unknown length, the trainer goes on counting in the next one. It
+        # also fetches ahead then, possibly before it has restored its counters.
+        self._ahead = skip - (now.batches if self._has_length() else counted)
         self.epochs.epoch, self.epochs.skip = epoch, skip
+        number = -1
         for number, batch in enumerate(self.loader):
             if not self.placeholders or number >= skip:
                 yield batch
+        if number < 0 and not skip:
+            raise ValueError(self.nothing)
 
     def __len__(self) -> int:
         return len(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has come, and what the order depends on."""
-        epoch, batches, finished = self.position()
-        epoch, batches = (epoch + 1, 0) if finished else (epoch, batches + self._ahead)
-        return {"epoch": epoch, "batches": batches, "order": self.order}
+        epoch, counted, finished = self.position()
+        epoch, batches = (epoch + 1, 0) if finished else (epoch, counted + self._ahead)
+        return {"epoch": epoch, "batches": batches, "counted": counted, "order": self.order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where ``state`` was saved; warns and starts the epoch again if the order has changed."""
+        if self._start is not None:
+            # The DataModule and Lightning both restore it, where Lightning does.
+            return
         found = state["order"]
         changed = [key for key in self.order if found.get(key) != self.order[key]]
         if changed:
             changes = ", ".join(f"{key} is {self.order[key]}, was {found.get(key)}" for key in changed)
             rank_zero_warn(f"The training data come in another order than in the checkpoint ({changes}).")
-        self._start = (state["epoch"], 0 if changed else state["batches"])
+        counted = state.get("counted", state["batches"])
+        self._start = (state["epoch"], 0 if changed else state["batches"], counted)
+
+    def _has_length(self) -> bool:
+        try:
+            len(self)
+        except TypeError:
+            return False
+        return True
 
 
 class EvaluationLoader:
-    """Yields the batches of ``loader`` in order, without those that lost all their samples."""
+    """Yields the batches of ``loader`` in order, without those that lost all their samples.
 
-    def __init__(self, loader: DataLoader, length: int | None) -> None:
-        self.loader, self.length = loader, length
+    Args:
+        loader: Loads the samples.
+        length: Number of batches; None if it is not known.
+        nothing: The message of the ValueError where no batch is left; None allows that.
+    """
+
+    def __init__(self, loader: DataLoader, length: int | None, nothing: str | None) -> None:
+        self.loader, self.length, self.nothing = loader, length, nothing
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch in self.loader if batch)
+        found = False
+        for batch in self.loader:
+            if batch:
+                found = True
+                yield batch
+        if not found and self.nothing:
+            raise ValueError(self.nothing)
 
     def __len__(self) -> int:
         if self.length is None:

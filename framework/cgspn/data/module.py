@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from cgspn.data.bad_samples import BadSamples
 from cgspn.data.collate import Collate
-from cgspn.data.loader import EpochBatches, EpochLoader, EvaluationLoader, Position
+from cgspn.data.loader import EpochBatches, EpochLoader, Epochs, EvaluationLoader, Position
 from cgspn.data.transforms import ImageTransform
 
 
@@ -43,10 +45,14 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers}.")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}.")
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.transform = ImageTransform(image_size, mean, std)
         self.train_transform = ImageTransform(image_size, mean, std, crop, flip)
         self.bad_samples = BadSamples()
+        self._training: EpochLoader | None = None
+        self._resumed: Mapping[str, Any] | None = None
 
     @property
     def rank(self) -> int:
@@ -76,16 +82,44 @@ class ImageDataModule(LightningDataModule):
         if train and not len(batches):
             needed = f"a batch of {self.batch_size} on each of {self.world_size} processes"
             raise ValueError(f"{size} training samples do not fill {needed}.")
-        loader = DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=collate)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
         if not train:
-            return EvaluationLoader(loader, len(batches))
+            return EvaluationLoader(loader, len(batches), f"None of the {size} samples can be read.")
         order = {
             "samples": size,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "world_size": self.world_size,
         }
-        return EpochLoader(loader, batches, self.position, order)
+        return self.training_loader(loader, batches, order)
+
+    def training_loader(
+        self, loader: DataLoader, epochs: Epochs, order: Mapping[str, Any], **options: Any
+    ) -> EpochLoader:
+        """An ``EpochLoader`` that starts where the checkpoint says from which training goes on."""
+        self._training = EpochLoader(loader, epochs, self.position, order, **options)
+        if self._resumed is not None:
+            self._training.load_state_dict(self._resumed)
+            self._resumed = None
+        return self._training
+
+    def state_dict(self) -> dict[str, Any]:
+        """The training loader's state.
+
+        Lightning saves it with the loop's too, but does not restore that one where the number of training
+        batches is asked for early, as a schedule over ``max_epochs`` does.
+        """
+        return {} if self._training is None else {"train": self._training.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the training loader's state until there is a training loader."""
+        self._resumed = state_dict.get("train")
 
     def teardown(self, stage: str) -> None:
         """Says how many samples were left out, if any."""

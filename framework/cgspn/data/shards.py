@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader
 
 from cgspn.data.cached import CachedSamples
@@ -22,13 +23,18 @@ def expand_shards(shards: str | Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If a local shard is missing.
+        ValueError: If braces do not match.
     """
     from braceexpand import braceexpand
 
     patterns = shards.split("::") if isinstance(shards, str) else list(shards)
     names: list[str] = []
     for pattern in patterns:
-        for name in braceexpand(pattern):
+        try:
+            expanded = list(braceexpand(pattern))
+        except ValueError:
+            raise ValueError(f"The braces of the shards {pattern!r} do not match.") from None
+        for name in expanded:
             if _remote(name):
                 names.append(name)
             elif matches := sorted(glob.glob(name)) or [n for n in [name] if Path(n).is_file()]:
@@ -142,13 +148,13 @@ class WebDatasetDataModule(ImageDataModule):
         return self._split("test")
 
     def _split(self, split: str) -> EpochLoader | EvaluationLoader:
-        if self.shards[split] is None:
+        if (patterns := self.shards[split]) is None:
             given = [name for name, value in self.shards.items() if value]
             raise ValueError(
                 f"WebDatasetDataModule has no {split!r} shards; given: {', '.join(given) or 'none'}."
             )
         train = split == "train"
-        shards = expand_shards(self.shards[split] or ())
+        shards = expand_shards(patterns)
         transform = self.train_transform if train else self.transform
         if self.cache:
             key = "|".join(shards) + f"|{train}"
@@ -172,6 +178,10 @@ class WebDatasetDataModule(ImageDataModule):
             )
         if train and len(shards) < self.world_size:
             raise ValueError(f"{len(shards)} training shards are too few for {self.world_size} processes.")
+        epoch = None if total is None else total // (self.batch_size * self.world_size)
+        if epoch == 0:
+            needed = f"a batch of {self.batch_size} on each of {self.world_size} processes"
+            raise ValueError(f"{total} training samples do not fill {needed}.")
         own = -(-len(shards) // self.world_size)
         workers = min(self.num_workers, own if not train else len(shards) // self.world_size)
         stream = ShardStream(
@@ -183,13 +193,16 @@ class WebDatasetDataModule(ImageDataModule):
             train,
             self.seed,
             self.shuffle,
-            total // (self.batch_size * self.world_size) if total is not None else None,
+            epoch,
             self.rank,
             self.world_size,
         )
-        loader = DataLoader(stream, batch_size=None, num_workers=workers)
+        loader = DataLoader(stream, batch_size=None, num_workers=workers, generator=torch.Generator())
+        where = f"{len(shards)} shards such as {shards[0]!r}"
         if not train:
-            return EvaluationLoader(loader, None)
+            # Ranks without a shard of their own have nothing to evaluate.
+            nothing = None if self.rank >= len(shards) else f"No sample can be read from {where}."
+            return EvaluationLoader(loader, None, nothing)
         order = {
             "shards": len(shards),
             "batch_size": self.batch_size,
@@ -198,7 +211,8 @@ class WebDatasetDataModule(ImageDataModule):
             "world_size": self.world_size,
             "num_workers": workers,
         }
-        return EpochLoader(loader, stream, self.position, order, placeholders=True)
+        nothing = f"No batch of {self.batch_size} samples can be read from {where}."
+        return self.training_loader(loader, stream, order, placeholders=True, nothing=nothing)
 
 
 def _require_webdataset() -> None:

@@ -33,7 +33,8 @@ def read_shards(shards: Iterable[str], bad: BadSamples) -> Iterator[Raw]:
     for shard in shards:
 
         def stop(error: Exception, shard: str = shard) -> bool:
-            bad.add(f"rest of {shard}", str(error.args[0] if error.args else error).split(" @ ")[0])
+            reason = getattr(error, "strerror", None) or (error.args[0] if error.args else error)
+            bad.add(f"rest of {shard}", str(reason).split(" @ ")[0])
             return False
 
         def go_on(error: Exception, shard: str = shard) -> bool:
@@ -185,7 +186,13 @@ class ShardStream(IterableDataset):
             if self.batches is None:
                 return
             if not found:
-                raise ValueError(f"No sample can be read from {len(mine)} shards such as {mine[0]!r}.")
+                # All of this worker's shards are damaged; it lives on those of the others.
+                for raw in shuffled(read_shards(self.shards, self.bad), self.shuffle, rng):
+                    found = True
+                    yield raw
+            if not found:
+                shards = self.shards
+                raise ValueError(f"No sample can be read from {len(shards)} shards such as {shards[0]!r}.")
 
 
 def shuffled(samples: Iterable[Raw], size: int, rng: random.Random) -> Iterator[Raw]:

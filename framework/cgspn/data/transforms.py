@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 HALF = (0.5, 0.5, 0.5)
+# The largest side of a JPEG.
+MAX_SIDE = 65535
 
 
 class ImageTransform:
@@ -24,7 +27,7 @@ class ImageTransform:
         flip: Mirrors every other picture left to right. Not for captions that say left and right.
 
     Raises:
-        ValueError: If a size, share or standard deviation is not positive.
+        ValueError: If a size, share or standard deviation is not positive, or a size too large.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class ImageTransform:
         crop: float | None = None,
         flip: bool = False,
     ) -> None:
-        self.height, self.width = (size, size) if isinstance(size, int) else size
-        if min(self.height, self.width) < 1:
-            raise ValueError(f"size must be positive, got {size}.")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
+            raise ValueError(f"size must be one or two numbers from 1 to {MAX_SIDE}, got {size}.")
+        self.height, self.width = sides
+        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
             raise ValueError(f"mean and std need three values and std positive ones, got {mean} and {std}.")
         if crop is not None and not 0 < crop <= 1:
             raise ValueError(f"crop must be in (0, 1], got {crop}.")

@@ -19,7 +19,7 @@ from cgspn.backbones.vision_transformer import VisionEncoder
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.losses import caption_keys, info_nce, sigmoid_contrastive
 from cgspn.modules.init_from import InitFrom
-from cgspn.modules.optimization import adamw, decayed_names
+from cgspn.modules.optimization import adamw, check_optimization, decayed_names
 from cgspn.modules.retrieval import RetrievalRecall
 from cgspn.registry import BACKBONES, BackboneConfig
 
@@ -75,7 +75,7 @@ class ImageTextModule(LightningModule):
         self.init_from = InitFrom(**init_from) if isinstance(init_from, Mapping) else init_from
         self.contrastive = contrastive
         self.templates = tuple(templates)
-        self.optimization = (lr, weight_decay, betas, warmup_steps)
+        self.optimization = check_optimization(lr, weight_decay, betas, warmup_steps)
         scale, bias = CONTRASTIVE[contrastive]
         # FSDP takes no parameters without dimensions.
         self.logit_scale = nn.Parameter(torch.tensor([math.log(scale)]))
@@ -122,6 +122,18 @@ class ImageTextModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over the run's steps."""
         return adamw(self, self.decayed, *self.optimization)
+
+    def captions_of(self, batch: Batch) -> Sequence[str]:
+        """The captions of a batch.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        if "text" not in batch:
+            raise ValueError(
+                f"The batch has no captions, which {type(self).__name__} needs: use data with captions."
+            )
+        return batch["text"]
 
     def contrastive_loss(self, image: Tensor, text: Tensor, captions: Sequence[str]) -> Tensor:
         """The chosen loss between summaries (B, C) and text embeddings (B, C).

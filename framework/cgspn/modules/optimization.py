@@ -45,6 +45,25 @@ def parameter_groups(
     ]
 
 
+def check_optimization(
+    lr: float, weight_decay: float, betas: tuple[float, float], warmup_steps: int
+) -> tuple[float, float, tuple[float, float], int]:
+    """Returns AdamW's settings.
+
+    Raises:
+        ValueError: If one is out of its range; the message names it.
+    """
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr={lr} must be a number, at least 0.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay={weight_decay} must be a number, at least 0.")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={tuple(betas)} must be two numbers in [0, 1).")
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0.")
+    return lr, weight_decay, betas, warmup_steps
+
+
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
     """Factor on the learning rate: rises linearly from 1 / warmup_steps, then falls to 0 as a half cosine."""
     if step < warmup_steps:

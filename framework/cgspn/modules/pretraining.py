@@ -60,7 +60,8 @@ class ContrastivePretraining(ImageTextModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Contrastive loss of one batch."""
-        loss = self.contrastive_loss(self(batch["image"]), self.text.encode(batch["text"]), batch["text"])
+        captions = self.captions_of(batch)
+        loss = self.contrastive_loss(self(batch["image"]), self.text.encode(captions), captions)
         losses = {"loss": loss, "logit_scale": self.logit_scale.detach().exp()}
         self.log_losses("train", losses, len(batch["image"]))
         return loss
@@ -68,7 +69,8 @@ class ContrastivePretraining(ImageTextModule):
     @torch.no_grad()
     def evaluate(self, batch: Batch, prefix: str) -> None:
         """Contrastive loss, retrieval and zero-shot classification."""
-        summary, text = self(batch["image"]), self.text.encode(batch["text"])
-        loss = self.contrastive_loss(summary, text, batch["text"])
+        captions = self.captions_of(batch)
+        summary, text = self(batch["image"]), self.text.encode(captions)
+        loss = self.contrastive_loss(summary, text, captions)
         self.log_losses(prefix, {"loss": loss}, len(summary))
         self.update_metrics(batch, summary, text)

@@ -44,6 +44,8 @@ def read_rows(arguments: Sequence[str]) -> list[Row]:
         label, equals, path = argument.partition("=")
         if not equals or Path(argument).is_dir():
             label, path = "", argument
+        if not path:
+            raise ValueError(f"{argument!r} names no run folder: give LABEL=RUN.")
         run = read_run(path)
         folder = run.init_from()
         rows.append(Row(label or run.name, run, None if folder is None else read_run(folder)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -61,6 +62,15 @@ class ADE20KDataModule(LightningDataModule):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers} must be at least 0.")
+        for name, sides in (("crop_size", crop_size), ("scale", scale or (1, 1))):
+            if len(sides) != 2 or min(sides) < 1:
+                raise ValueError(f"{name}={tuple(sides)} must be two numbers, at least 1 each.")
+        if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1] < math.inf:
+            raise ValueError(f"ratio_range={tuple(ratio_range)} must be two positive numbers, ascending.")
+        if label_stride // 2 >= min(crop_size):
+            raise ValueError(f"label_stride={label_stride} leaves no label of crop_size={tuple(crop_size)}.")
         self.root = root
         self.images = images
         self.reduce_zero_label = reduce_zero_label
@@ -80,13 +90,15 @@ class ADE20KDataModule(LightningDataModule):
         from cgspn.segmentation import dataset
 
         if stage == "predict":
-            if self.images is None:
-                raise ValueError("images=None: name the folder of pictures to predict (--data.images).")
+            if not self.images:
+                raise ValueError(
+                    "No images are given: name the folder of pictures to predict (--data.images)."
+                )
             pipeline = dataset.predict_pipeline(self.scale)
             self.datasets["predict"] = dataset.PictureFolder(self.images, pipeline)
             return
-        if self.root is None:
-            raise ValueError("root=None: name a folder in ADE20K's layout (--data.root).")
+        if not self.root:
+            raise ValueError("No root is given: name a folder in ADE20K's layout (--data.root).")
         if stage == "fit":
             pipeline = dataset.train_pipeline(
                 NUM_CLASSES, self.scale, self.ratio_range, self.crop_size, self.augment, self.label_stride

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from cgspn.segmentation._mmseg import (
@@ -38,7 +39,8 @@ class ReadImage(LoadImageFromFile):
         try:
             return super().transform(results)
         except Exception as error:
-            raise ValueError(f"Cannot read the image {results['img_path']}: {error}") from error
+            reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"Cannot read the image {results['img_path']}: {reason}") from error
 
 
 class ReadLabels(LoadAnnotations):
@@ -54,7 +56,8 @@ class ReadLabels(LoadAnnotations):
         try:
             results = super().transform(results)
         except Exception as error:
-            raise ValueError(f"Cannot read the label map {path}: {error}") from error
+            reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"Cannot read the label map {path}: {reason}") from error
         labels = results["gt_seg_map"]
         if labels.shape != results["ori_shape"]:
             raise ValueError(

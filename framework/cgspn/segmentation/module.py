@@ -14,13 +14,14 @@ from cgspn.backbones.feature_maps import check_indices, freeze_unused
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.modules.image_text import plain
 from cgspn.modules.init_from import InitFrom
-from cgspn.modules.optimization import adamw, decayed_names
+from cgspn.modules.optimization import adamw, check_optimization, decayed_names
 from cgspn.registry import BACKBONES, DECODERS, BackboneConfig, DecoderConfig
 from cgspn.segmentation import results
 from cgspn.segmentation.datamodule import NUM_CLASSES
 from cgspn.segmentation.inference import labels_at, slide_scores
 
 LINEAR = {"type": "linear"}
+BETAS = (0.9, 0.999)
 
 
 class SegmentationModule(LightningModule):
@@ -79,6 +80,7 @@ class SegmentationModule(LightningModule):
             raise ValueError(
                 "cache_features=True needs freeze=True: features change while the encoder trains."
             )
+        check_optimization(lr, weight_decay, BETAS, warmup_steps)
         self.init_from = InitFrom(**init_from) if isinstance(init_from, Mapping) else init_from
         self.frozen = freeze
         self.mode = mode
@@ -237,7 +239,7 @@ class SegmentationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over what is trained."""
-        return adamw(self, self.decayed, self.lr, self.weight_decay, (0.9, 0.999), self.warmup_steps)
+        return adamw(self, self.decayed, self.lr, self.weight_decay, BETAS, self.warmup_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps dataclasses out of the hyperparameters, which are read back with ``weights_only``."""

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from cgspn.backbones.checkpoint_files import read_checkpoint
 from cgspn.backbones.weights import load_part, load_weights
 from cgspn.registry import BACKBONES, TEACHERS
 from cgspn.teachers.base import Teacher, TextTower
@@ -30,7 +28,8 @@ class CheckpointTeacher(Teacher):
     """
 
     def __init__(self, weights: str, part: str = "encoder") -> None:
-        state, hyperparameters = read_checkpoint(weights)
+        content = read_checkpoint(weights)
+        state, hyperparameters = content["state_dict"], content["hyper_parameters"]
         node = hyperparameters.get(part, hyperparameters.get("student"))
         if not isinstance(node, Mapping):
             raise ValueError(f"{weights} does not say what its part {part!r} is: no such hyperparameter.")
@@ -43,24 +42,6 @@ class CheckpointTeacher(Teacher):
             None if scale is None else scale.item(),
             None if bias is None else bias.item(),
         )
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the weights and hyperparameters of a checkpoint, without running code stored in it.
-
-    Raises:
-        ValueError: If the file is missing or is not a checkpoint of a training run.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no checkpoint {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise ValueError(f"{path} is not a training run's checkpoint: it has no hyperparameters.")
-    return content["state_dict"], content["hyper_parameters"]
 
 
 def text_tower(

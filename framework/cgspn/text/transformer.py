@@ -21,6 +21,9 @@ class TextConfig:
         num_heads: Attention heads.
         num_buckets: Rows of each of the two word tables.
         context_length: Words kept of a text.
+
+    Raises:
+        ValueError: If a number is below 1 or the heads do not divide the width.
     """
 
     width: int = 128
@@ -28,6 +31,13 @@ class TextConfig:
     num_heads: int = 4
     num_buckets: int = 4096
     context_length: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise ValueError(f"text.{name}={value} must be at least 1.")
+        if self.width % self.num_heads:
+            raise ValueError(f"text.num_heads={self.num_heads} does not divide text.width={self.width}.")
 
 
 class HashEmbedding(nn.Module):

@@ -78,6 +78,31 @@ class TinyModule(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
+class Strike(pl.Callback):
+    """Sends a signal to this process and its loaders as a batch starts.
+
+    Args:
+        name: Name of the signal.
+        where: ``train``, ``validation`` or ``sanity``.
+        number: How many such batches come before.
+    """
+
+    def __init__(self, name: str, where: str = "train", number: int = 0) -> None:
+        self.name, self.where, self.left = name, where, number
+
+    def count(self, where: str) -> None:
+        if where == self.where:
+            if self.left == 0:
+                os.killpg(0, getattr(signal, self.name))
+            self.left -= 1
+
+    def on_train_batch_start(self, *arguments: object) -> None:
+        self.count("train")
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *arguments: object) -> None:
+        self.count("sanity" if trainer.sanity_checking else "validation")
+
+
 class OtherModule(TinyModule):
     """Another class with the same arguments."""
 
