@@ -1,13 +1,15 @@
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cgspn.cli import main
+from cgspn.reports.report import block_curves
 from cgspn.reports.rows import DASH
-from cgspn.reports.runs import read_run, with_sources
+from cgspn.reports.runs import Run, read_run, with_sources
 
 
 def arguments(runs):
@@ -91,6 +93,24 @@ def test_figures_are_files_beside_the_markdown(runs, tmp_path):
 def test_origins_are_found_through_weights_and_teacher(runs):
     found = [run.name for run in with_sources([read_run(runs / "probe_stage1/0")])]
     assert found == ["teacher/0", "stage1/0", "probe_stage1/0"]
+
+
+def test_block_errors_are_drawn_from_the_finest_curves_and_end_with_the_validation():
+    run = Run(Path())
+    for block, error in ((0, 0.5), (1, 0.25)):
+        run.curves[f"train/relative_error/block_{block}"] = [(8, 1.0), (16, 0.75)]
+        run.curves[f"val/relative_error/block_{block}"] = [(16, error)]
+    curves, end = block_curves(run)
+    assert curves == {block: [(8, 1.0), (16, 0.75)] for block in (0, 1)}
+    assert end == {0: 0.5, 1: 0.25}
+    assert block_curves(Run(Path())) == ({}, {})
+
+
+def test_a_dash_is_explained_where_there_is_one(runs, tmp_path):
+    for rows, explained in ((["stage1"], True), (["teacher"], False)):
+        given = [f"{name}={runs}/probe_{name}/0" for name in rows]
+        assert main(["report", *given, "--out", str(tmp_path / "out"), "--latency"]) == 0
+        assert (f"{DASH}: no such figure" in (tmp_path / "out/report.md").read_text()) == explained
 
 
 def test_relative_paths_count_from_above_the_runs(runs, monkeypatch, tmp_path):

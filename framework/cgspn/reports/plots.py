@@ -34,11 +34,11 @@ def loss_curves(panels: Sequence[tuple[str, Mapping[str, Curve]]]) -> bytes:
                 axis.plot(steps, smooth(values), color=colour, label=name)
             else:
                 axis.plot(steps, values, color=colour, marker="o", markersize=3, label=name)
-        axis.legend()
+        legend(axis)
     return png(figure)
 
 
-def block_errors(title: str, curves: Mapping[int, Curve]) -> bytes:
+def block_errors(title: str, curves: Mapping[int, Curve], end: Mapping[int, float]) -> bytes:
     """Relative error of each block: over the steps, and at the end."""
     figure, (over_time, last) = grid(2, 2)
     depth = len(curves)
@@ -48,19 +48,19 @@ def block_errors(title: str, curves: Mapping[int, Curve]) -> bytes:
     for shade, (block, curve) in zip(shades, sorted(curves.items()), strict=True):
         steps, values = zip(*curve, strict=True)
         over_time.plot(steps, values, color=shade, marker="o", markersize=3, label=f"block {block}")
-        last.bar(block, values[-1], color=shade)
+        last.bar(block, end[block], color=shade)
     over_time.set_title(title, **TITLE)
     over_time.set_xlabel("step")
     over_time.set_ylabel("relative error")
     if depth <= 8:
-        over_time.legend()
+        legend(over_time, columns=4)
     last.set_title("at the end", **TITLE)
     last.set_xlabel("block")
     last.axhline(1.0, color="#94a3b8", linewidth=1, linestyle="--")
     last.annotate(
         "predicting the mean", (0.02, 1.0), xycoords=("axes fraction", "data"), va="bottom", fontsize=7
     )
-    last.set_ylim(0, max(1.15, 1.05 * max(curve[-1][1] for curve in curves.values())))
+    last.set_ylim(0, max(1.15, 1.05 * max(end.values())))
     last.set_xticks(sorted(curves) if depth <= 16 else sorted(curves)[:: depth // 8])
     return png(figure)
 
@@ -82,6 +82,14 @@ def grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def legend(axis: Axes, columns: int = 3) -> None:
+    """A legend inside the panel, or below it where it would hide too much."""
+    if len(axis.get_legend_handles_labels()[0]) <= 2:
+        axis.legend()
+    else:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
+
+
 def cycle(count: int) -> list[str]:
     """``count`` line colours."""
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
@@ -100,9 +108,9 @@ def smooth(values: Sequence[float]) -> list[float]:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     for axis in figure.axes:
-        if (legend := axis.get_legend()) is not None:
-            legend.get_frame().set(edgecolor="none", alpha=0.75)
-            for text in legend.get_texts():
+        if (box := axis.get_legend()) is not None:
+            box.get_frame().set(edgecolor="none", alpha=0.75)
+            for text in box.get_texts():
                 text.set_fontsize(8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)

@@ -10,7 +10,7 @@ import torch
 
 import cgspn
 from cgspn.reports import latency, pages, pictures, plots
-from cgspn.reports.rows import Row, class_table, read_rows, table
+from cgspn.reports.rows import DASH, RETRIEVAL, Row, class_table, read_rows, table
 from cgspn.reports.runs import Curve, Run, with_sources
 
 PROBE = "SegmentationModule"
@@ -83,6 +83,8 @@ def caption(rows: Sequence[Row], sizes: Sequence[int]) -> list[str]:
         "IoU and accuracies in percent; mIoU and mAcc are means over the classes in the ground truth.",
         f"{retrieval}.",
     ]
+    if any(row.retrieval(name) is None for row in rows for name in RETRIEVAL.values()):
+        lines.append(f"{DASH}: no such figure, as for an encoder that never met a caption.")
     if sizes:
         lines.append(
             f"Latency: median milliseconds of one picture through the encoder, float32, {latency.machine()}."
@@ -106,7 +108,7 @@ def figures(rows: Sequence[Row], runs: Sequence[Run]) -> list[pages.Figure]:
             pages.Figure("losses", "Loss curves", "Loss by training step.", plots.loss_curves(panels))
         )
     for run in runs:
-        curves = block_curves(run)
+        curves, end = block_curves(run)
         if curves:
             found.append(
                 pages.Figure(
@@ -114,7 +116,7 @@ def figures(rows: Sequence[Row], runs: Sequence[Run]) -> list[pages.Figure]:
                     f"Relative error per block: {run.name}",
                     "Squared distance of student and teacher branch over the variance of the teacher's; "
                     "1 is what predicting the mean gives.",
-                    plots.block_errors("by step", curves),
+                    plots.block_errors("by step", curves, end),
                 )
             )
     return found
@@ -125,10 +127,12 @@ def losses(run: Run) -> dict[str, Curve]:
     return {name: run.curves[name] for name in ("train/loss", "val/loss") if run.curves.get(name)}
 
 
-def block_curves(run: Run) -> dict[int, Curve]:
-    """Relative error by block, of the validation if there was one."""
+def block_curves(run: Run) -> tuple[dict[int, Curve], dict[int, float]]:
+    """Relative error by block: the finest curves, and the last values, of the validation if there was one."""
     found: dict[str, dict[int, Curve]] = {}
     for name, curve in run.curves.items():
         if match := BLOCK_ERROR.fullmatch(name):
             found.setdefault(match[1], {})[int(match[2])] = curve
-    return found.get("val") or found.get("train") or {}
+    best = found.get("val") or found.get("train") or {}
+    curves = max(found.values(), key=lambda blocks: sum(map(len, blocks.values())), default={})
+    return curves, {block: curve[-1][1] for block, curve in best.items()}
