@@ -13,6 +13,7 @@ from PIL import Image
 
 import cgspn.cli.trainer  # noqa: F401  (Lightning keeps the stderr of its import, which must outlive a test)
 from cgspn.cli import main
+from cgspn.registry import TEACHERS
 
 pytest.importorskip("transformers")
 
@@ -96,14 +97,23 @@ def test_both_stages(hf_folder, fit, kind):
     assert {f"val/relative_error/block_{i}" for i in range(3)} <= metrics.keys()
     assert ("val/retrieval/num_captions" in metrics) == (kind != "dinov2")
 
-    text = {"contrastive_weight": 0.0} if kind == "dinov2" else {"text_cache": "captions.safetensors"}
+    text = {
+        "siglip2": {"train_text": True, "contrastive": "sigmoid"},
+        "dinov2": {"contrastive_weight": 0.0},
+    }.get(kind, {"text_cache": "captions.safetensors"})
     init_from = {"path": path, "part": "encoder"}
     path, state, metrics = fit("stage2", "Stage2Contrastive", teacher, student, init_from=init_from, **text)
-    assert {name.split(".")[0] for name in state} <= {"encoder", "logit_scale", "logit_bias", "taps"}
+    parts = {name.split(".")[0] for name in state} - {"logit_scale", "logit_bias"}
+    assert parts == {"encoder", "taps"} | ({"text"} if kind == "siglip2" else set())
     assert {"val/pp_mse", "val/pb_kl", "val/features_cosine"} <= metrics.keys()
     assert ("val/contrastive" in metrics) == (kind != "dinov2")
-    assert Path("captions.safetensors").exists() == (kind != "dinov2")
+    assert Path("captions.safetensors").exists() == ("text_cache" in text)
 
+    if kind == "siglip2":
+        tower = TEACHERS.build({"type": "cgspn", "weights": path}).text
+        assert all(torch.equal(value, state[f"text.{name}"]) for name, value in tower.state_dict().items())
+        original = TEACHERS.build(teacher).text.state_dict()
+        assert any(not torch.equal(value, original[name]) for name, value in tower.state_dict().items())
     if kind == "siglip":
         previous = {"type": "cgspn", "weights": path}
         _, state, metrics = fit("highres", "HighResolution", previous, student, size=24)
@@ -147,6 +157,13 @@ def test_a_student_that_is_no_twin(hf_folder, fit, capfd):
         with pytest.raises(AssertionError):
             fit("bad", "Stage1Distillation", teacher, student)
         assert message in capfd.readouterr().err
+
+
+def test_a_student_whose_summary_is_no_text(hf_folder, fit, capfd):
+    student = {key: value for key, value in STUDENTS["clip"].items() if key != "summary_dim"}
+    with pytest.raises(AssertionError):
+        fit("bad", "Stage2Contrastive", {"type": "transformers", "weights": str(hf_folder("clip"))}, student)
+    assert "set the encoder's summary_dim=24." in capfd.readouterr().err
 
 
 def test_a_missing_extra_is_one_line(fit, capfd, monkeypatch):

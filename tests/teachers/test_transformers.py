@@ -106,6 +106,20 @@ def test_text_embeddings_are_the_librarys(hf_folder, teacher, original, kind):
     assert (found[0] - found[1]).abs().max() > 0.01
 
 
+def test_siglip_reads_lower_case_with_any_tokenizer(hf_folder, tmp_path):
+    for file in hf_folder("siglip").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    words = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    merges = [tuple(pair) for pair in words["merges"]]
+    transformers.GemmaTokenizer(vocab=words["vocab"], merges=merges).save_pretrained(tmp_path)
+    teacher = TEACHERS.build({"type": "transformers", "weights": str(tmp_path)})
+    assert type(teacher.text.hf_tokenizer).__name__ == "GemmaTokenizer"
+    upper, lower = teacher.encode_text(["A Cat.", "a cat."])
+    assert torch.equal(upper, lower)
+
+
 @every_kind
 @every_size
 def test_an_attention_student_reproduces_its_teacher(teacher, kind, height, width):

@@ -144,7 +144,7 @@ class ImageTextModule(LightningModule):
         if image.shape[-1] != text.shape[-1]:
             raise ValueError(
                 f"The encoder's summary has {image.shape[-1]} channels, the text tower {text.shape[-1]}: "
-                "the contrastive loss needs equal numbers."
+                f"the contrastive loss needs equal numbers: set the encoder's summary_dim={text.shape[-1]}."
             )
         keys = caption_keys(captions, image.device)
         scale = self.logit_scale.exp()

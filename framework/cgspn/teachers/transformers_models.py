@@ -63,7 +63,7 @@ class TransformersTeacher(Teacher):
         encoder = build_encoder({**arguments, "mean": mean, "std": std}, tensors, weights)
         super().__init__(
             encoder,
-            text_tower(transformers, model, source, weights, kind.padding) if kind.padding else None,
+            text_tower(transformers, model, source, weights, kind) if kind.padding else None,
             model.logit_scale.item() if hasattr(model, "logit_scale") else None,
             model.logit_bias.item() if hasattr(model, "logit_bias") else None,
         )
@@ -78,20 +78,29 @@ class TransformersText(nn.Module):
         tokenizer: The tokenizer.
         padding: How it pads: to the longest text, or always to ``length``.
         length: Tokens kept of a text.
+        lowercase: Whether the tower was trained on lower case only.
     """
 
     def __init__(
-        self, model: nn.Module, projection: nn.Module | None, tokenizer: Any, padding: str, length: int
+        self,
+        model: nn.Module,
+        projection: nn.Module | None,
+        tokenizer: Any,
+        padding: str,
+        length: int,
+        lowercase: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.projection = projection or nn.Identity()
         self.hf_tokenizer, self.padding, self.length = tokenizer, padding, length
+        self.lowercase = lowercase
 
     def tokenizer(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
         """What the tower reads: ``input_ids`` (B, L) and, where its tokenizer makes one, a mask."""
+        texts = [text.lower() for text in texts] if self.lowercase else list(texts)
         return self.hf_tokenizer(
-            list(texts), padding=self.padding, truncation=True, max_length=self.length, return_tensors="pt"
+            texts, padding=self.padding, truncation=True, max_length=self.length, return_tensors="pt"
         )
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -140,7 +149,7 @@ def normalisation(transformers: Any, source: str, kind: Kind) -> tuple[tuple[flo
     return tuple(mean), tuple(std)
 
 
-def text_tower(transformers: Any, model: Any, source: str, weights: str, padding: str) -> TransformersText:
+def text_tower(transformers: Any, model: Any, source: str, weights: str, kind: Kind) -> TransformersText:
     """The text half of a two-tower model."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
@@ -153,7 +162,8 @@ def text_tower(transformers: Any, model: Any, source: str, weights: str, padding
         raise ValueError(f"{weights} has no tokenizer: {type(tokenizer).__name__} finds no vocabulary there.")
     length = model.config.text_config.max_position_embeddings
     projection = getattr(model, "text_projection", None)
-    return TransformersText(model.text_model, projection, tokenizer, padding, length)
+    assert kind.padding is not None
+    return TransformersText(model.text_model, projection, tokenizer, kind.padding, length, kind.lowercase)
 
 
 def siglip(model: Any, source: str) -> tuple[dict[str, Any], Tensors]:
@@ -289,18 +299,20 @@ def dinov2_layer(layer: Any) -> Tensors:
 
 
 class Kind(NamedTuple):
-    """One ``model_type``: its class, its conversion, its normalisation and how it pads texts, if any."""
+    """One ``model_type``: its class, its conversion, its normalisation and how it reads texts, if any."""
 
     model: str
     convert: Callable[[Any, str], tuple[dict[str, Any], Tensors]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: str | None
+    lowercase: bool = False
 
 
+# SigLIP's own tokenizers lower the case; Gemma's, which SigLIP 2 names at fixed resolution, does not.
 KINDS = {
-    "siglip": Kind("SiglipModel", siglip, HALF, HALF, "max_length"),
-    "siglip2": Kind("Siglip2Model", siglip, HALF, HALF, "max_length"),
+    "siglip": Kind("SiglipModel", siglip, HALF, HALF, "max_length", lowercase=True),
+    "siglip2": Kind("Siglip2Model", siglip, HALF, HALF, "max_length", lowercase=True),
     "clip": Kind("CLIPModel", clip, CLIP_MEAN, CLIP_STD, "longest"),
     "dinov2": Kind("Dinov2Model", dinov2, IMAGENET_MEAN, IMAGENET_STD, None),
 }
