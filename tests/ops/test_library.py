@@ -56,6 +56,15 @@ def test_the_reference_can_be_forced():
     assert done.stdout == "True\n"
 
 
+@pytest.mark.skipif(not library.STATUS["cpu"].active, reason="the native library was not built")
+def test_a_library_built_from_older_sources_is_left_alone(monkeypatch):
+    newer = (*library.registration.NAMES, "operator_of_tomorrow")
+    monkeypatch.setattr(library.registration, "NAMES", newer)
+    status = library._load_all()["cpu"]
+    assert not status.active
+    assert "operator_of_tomorrow is missing" in status.reason
+
+
 def test_every_environment_variable_is_in_the_docs():
     read = set()
     for path in [*(ROOT / "framework").rglob("*.py"), *(ROOT / "tests").rglob("conftest.py")]:

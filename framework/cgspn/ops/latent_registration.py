@@ -20,6 +20,7 @@ from cgspn.ops.registration import (
     _register_autograd,
 )
 
+NAMES = ("latent_propagation", "latent_propagation_backward", "latent_scan_backward")
 # Bytes of parameters that the backward pass holds at a time, for whole images: it is memory that training
 # would otherwise not need, and enough to fill any device.
 PARAMETER_BYTES = 2**29

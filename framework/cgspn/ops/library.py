@@ -15,6 +15,7 @@ from cgspn.ops import latent_registration, registration, token_linear_registrati
 
 FORCE_REFERENCE = "CGSPN_REFERENCE"
 LIBRARY_DIR = "CGSPN_LIBRARY_DIR"
+REGISTRATIONS = (registration, latent_registration, token_linear_registration)
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,13 @@ def cmake_dir() -> Path:
 def _load_all() -> dict[str, Status]:
     cpu = _load("cpu", "_C")
     if cpu.active:
-        registration.register()
-        latent_registration.register()
-        token_linear_registration.register()
+        if missing := _missing_operators():
+            cpu = Status(
+                "cpu", None, f"{cpu.path} was built from older sources ({missing[0]} is missing); build again"
+            )
+        else:
+            for module in REGISTRATIONS:
+                module.register()
     if torch.version.cuda is None:
         cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
     elif not cpu.active and not cpu.forced:
@@ -97,6 +102,12 @@ def _load(device: str, name: str) -> Status:
     except OSError as error:
         return Status(device, None, f"{path} does not load: {str(error).splitlines()[0]}")
     return Status(device, path)
+
+
+def _missing_operators() -> list[str]:
+    """Operators that Python knows and the loaded library does not, as after an update without a build."""
+    names = [name for module in REGISTRATIONS for name in module.NAMES]
+    return [name for name in names if not hasattr(torch.ops.cgspn, name)]
 
 
 def _find(name: str) -> Path | None:

@@ -11,6 +11,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cgspn.ops.registration import OptionalTensor, _library, _register_autocast, _register_autograd
 
+NAMES = ("layer_norm_linear", "linear_residual")
+
 
 def register() -> None:
     """Registers everything; called once, after the native library has been loaded."""
@@ -20,7 +22,7 @@ def register() -> None:
     torch.library.register_fake("cgspn::linear_residual", _linear_residual_fake)
     _register_autograd("layer_norm_linear", _layer_norm_linear_vjp, _layer_norm_linear_context)
     _register_autograd("linear_residual", _linear_residual_vjp, _linear_residual_context)
-    for name in ("layer_norm_linear", "linear_residual"):
+    for name in NAMES:
         _register_autocast(name)
     register_flop_formula([torch.ops.cgspn.layer_norm_linear])(_layer_norm_linear_flops)
     register_flop_formula([torch.ops.cgspn.linear_residual])(_linear_residual_flops)
