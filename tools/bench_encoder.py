@@ -16,55 +16,24 @@ from typing import Any
 
 import torch
 
-import encoder_parts
-import timing
 from cgspn.ops import library, token_linear
 from cgspn.ops.choice import MODES
 from cgspn.ops.latent_propagation import latent_backend
+from encbench import plot
+from encbench.parts import GRIDS, PARTS
+from encbench.record import cell, default_path, markdown
+from encbench.setting import Setting
+from opbench.gates import gpu_in_use
+from opbench.record import environment
 
-PRECISION = "bf16"
 ON_CPU = ("sublayer", "block")
-
-
-def default_path(folder: Path, facts: dict[str, Any]) -> Path:
-    """Named by card, precision, torch, CUDA and date."""
-    words = [
-        "encoder",
-        facts["machine"],
-        PRECISION,
-        f"torch{facts['torch']}",
-        f"cuda{facts['cuda']}",
-        facts["date"],
-    ]
-    return folder / (
-        "_".join(str(word).lower().replace(" ", "-").replace("+", "-") for word in words) + ".json"
-    )
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """All parts of a record as tables."""
-    lines = [", ".join(f"{key}: {value}" for key, value in record["environment"].items()), ""]
-    for part, content in record["parts"].items():
-        columns = list(dict.fromkeys(key for row in content["rows"] for key in row))
-        lines += [f"## {part}", "", f"`{content['command']}`", ""]
-        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(cell(row.get(key)) for key in columns) + " |" for row in content["rows"]]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def cell(value: Any) -> str:
-    """A value with three or four digits."""
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = list(encoder_parts.PARTS)
+    parts = list(PARTS)
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument(
         "--size", default="so400m_patch14", help="size of the presets vit_SIZE and cgspn_SIZE"
@@ -85,6 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--records", type=Path, help="folder for a record named by card, precision and versions"
     )
+    parser.add_argument("--plot", type=Path, help="draws the record's part encoder as SVG")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error(f"there is no GPU; --device cpu times {' and '.join(ON_CPU)} only.")
@@ -92,28 +62,27 @@ def main() -> None:
         parser.error(f"{others[0]} needs --device cuda; on a CPU: {', '.join(ON_CPU)}.")
     if not library.STATUS[args.device].active:
         parser.error(f"no native {args.device} kernels: {library.STATUS[args.device].reason}")
-    facts = timing.environment(args.device)
+    facts = environment(args.device, args.budget)
+    if args.device == "cuda" and (in_use := gpu_in_use()):
+        facts["note"] = in_use
+        print(f"note: {in_use}", flush=True)
     path = args.json or (default_path(args.records, facts) if args.records else None)
     record: dict[str, Any] = json.loads(path.read_text()) if path and path.is_file() else {"parts": {}}
     record["environment"] = facts
     for part in args.parts:
-        grids = tuple(args.grids or encoder_parts.GRIDS[part])
-        setting = encoder_parts.Setting(
+        grids = tuple(args.grids or GRIDS[part])
+        setting = Setting(
             args.size, grids, args.batch, args.device, args.budget, tuple(args.models), args.compile
         )
-        command = (
-            f"bench_encoder.py --parts {part} --size {args.size} --batch {args.batch} --budget {args.budget}"
-        )
-        command += (
-            f" --grids {' '.join(map(str, grids))}"
-            + " --compile" * args.compile
-            + f" --token-linear {args.token_linear} --latent {args.latent}"
-        )
+        command = ["bench_encoder.py --parts", part, "--size", args.size, "--batch", args.batch]
+        command += ["--budget", args.budget, "--grids", *grids, "--models", *args.models]
+        command += ["--token-linear", args.token_linear, "--latent", args.latent]
+        command += ["--compile"] * args.compile
         content = record["parts"].setdefault(part, {})
-        content.update(command=command, rows=[])
+        content.update(command=" ".join(map(str, command)), rows=[])
         start = time.perf_counter()
         with token_linear.CHOICE.using(args.token_linear), latent_backend(args.latent):
-            for row in encoder_parts.PARTS[part](setting):
+            for row in PARTS[part](setting):
                 content["rows"].append(row)
                 print(part, ", ".join(f"{key} {cell(value)}" for key, value in row.items()), flush=True)
                 if path:
@@ -121,6 +90,8 @@ def main() -> None:
                     path.write_text(json.dumps(record, indent=1) + "\n")
                     path.with_suffix(".md").write_text(markdown(record))
         print(f"{part} took {time.perf_counter() - start:.0f} s", flush=True)
+    if args.plot:
+        plot.draw(record, args.plot)
 
 
 if __name__ == "__main__":

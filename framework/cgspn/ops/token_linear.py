@@ -85,15 +85,17 @@ def obstacle(x: Tensor, width: int, tensors: tuple[Tensor, ...]) -> str:
     if needed + RING_BYTES > _shared_memory(x.device.index):
         return f"the weight ({channels}, {width}) does not fit into a block's shared memory"
     for tensor in tensors:
-        if not tensor.is_contiguous() or tensor.storage_offset() * tensor.element_size() % 16:
+        # Dynamo cannot trace storage offsets; the kernel itself refuses what is not aligned.
+        offset = 0 if torch.compiler.is_compiling() else tensor.storage_offset()
+        if not tensor.is_contiguous() or offset * tensor.element_size() % 16:
             return f"a tensor of shape {tuple(tensor.shape)} is not contiguous or not aligned to 16 bytes"
         if tensor.dtype != x.dtype and not autocast:
             return f"a tensor has dtype {tensor.dtype}, x has {x.dtype}"
     return ""
 
 
-@torch.compiler.assume_constant_result
 @functools.cache
+@torch.compiler.assume_constant_result
 def _shared_memory(device: int) -> int:
     """Bytes of shared memory that a block of this device may use."""
     properties = torch.cuda.get_device_properties(device)

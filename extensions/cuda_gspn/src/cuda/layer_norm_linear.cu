@@ -7,6 +7,8 @@
 //
 // The variance is taken about the mean of the token's first 16 channels, so a mean that is large against the deviation
 // costs no digits.
+#include <algorithm>
+
 #include "cgspn/token_linear_cuda.h"
 #include "dispatch.cuh"
 #include "numerics.cuh"
@@ -195,11 +197,11 @@ cudaError_t launch(const LayerNormLinear& call, cudaStream_t stream) {
   const auto bytes = [](const void* p) { return static_cast<const char*>(p); };
   const Params p{bytes(call.x), bytes(call.norm_weight), bytes(call.norm_bias), bytes(call.weight), bytes(call.bias),
                  static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), call.eps};
-  Launch shape;
-  const int channels = static_cast<int>(call.channels);
+  const size_t shared = shared_bytes<kOutputs, kTiles, kWarps, kStages>(p.channels);
   const int64_t tiles = (call.tokens + 16 * kTiles - 1) / (16 * kTiles);
-  if (cudaError_t e = launch_shape(kernel, shared_bytes<kOutputs, kTiles, kWarps, kStages>(channels), tiles, shape)) return e;
-  kernel<<<shape.blocks, kWarps * 32, shape.shared, stream>>>(p);
+  int blocks = 0;
+  if (cudaError_t e = resident_blocks(kernel, kWarps * 32, shared, blocks)) return e;
+  kernel<<<static_cast<unsigned>(std::min<int64_t>(blocks, tiles)), kWarps * 32, shared, stream>>>(p);
   return cudaGetLastError();
 }
 

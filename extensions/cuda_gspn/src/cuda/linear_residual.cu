@@ -4,6 +4,8 @@
 // registers, then streams x in steps of 64 channels through its ring (token_tiles.cuh), adds the tensor cores' products
 // to it in place and writes it out in 16-byte pieces. Memory traffic per token: h and x once, y once; the weight once a
 // block, from L2. No barrier after the first.
+#include <algorithm>
+
 #include "cgspn/token_linear_cuda.h"
 #include "dispatch.cuh"
 #include "numerics.cuh"
@@ -164,12 +166,11 @@ cudaError_t launch(const LinearResidual& call, cudaStream_t stream) {
   const auto bytes = [](const void* p) { return static_cast<const char*>(p); };
   const Params p{bytes(call.h), bytes(call.weight), bytes(call.bias), bytes(call.scale), bytes(call.x),
                  static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels)};
-  Launch shape;
-  const int channels = static_cast<int>(call.channels);
   const int64_t tiles = (call.tokens + 16 * kTiles - 1) / (16 * kTiles);
-  const size_t shared = shared_bytes<kInputs, kTiles, kWarps, kStages, kScaled>(channels);
-  if (cudaError_t e = launch_shape(kernel, shared, tiles, shape)) return e;
-  kernel<<<shape.blocks, kWarps * 32, shape.shared, stream>>>(p);
+  const size_t shared = shared_bytes<kInputs, kTiles, kWarps, kStages, kScaled>(p.channels);
+  int blocks = 0;
+  if (cudaError_t e = resident_blocks(kernel, kWarps * 32, shared, blocks)) return e;
+  kernel<<<static_cast<unsigned>(std::min<int64_t>(blocks, tiles)), kWarps * 32, shared, stream>>>(p);
   return cudaGetLastError();
 }
 

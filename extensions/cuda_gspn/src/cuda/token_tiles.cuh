@@ -2,8 +2,6 @@
 // through a private ring in shared memory, so that no barrier of the block is needed after the weights have arrived.
 #pragma once
 
-#include <algorithm>
-
 #include "async.cuh"
 
 namespace cgspn::cuda {
@@ -34,22 +32,20 @@ __device__ __forceinline__ float quad_sum(float v) {
   return v + __shfl_xor_sync(0xffffffff, v, 2);
 }
 
-struct Launch {
-  int blocks = 0;
-  size_t shared = 0;
-};
-
-// One block a multiprocessor, fewer where there are not enough tiles.
+// How many blocks of a kernel the current device holds at a time.
 template <typename Kernel>
-cudaError_t launch_shape(Kernel kernel, size_t shared, int64_t tiles, Launch& launch) {
+cudaError_t resident_blocks(Kernel kernel, int threads, size_t shared, int& blocks) {
   int device = 0, multiprocessors = 0, limit = 0;
   if (cudaError_t e = cudaGetDevice(&device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return e;
   if (cudaError_t e = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return e;
   if (shared > static_cast<size_t>(limit)) return cudaErrorNotSupported;
-  launch.blocks = static_cast<int>(std::min<int64_t>(multiprocessors, tiles));
-  launch.shared = shared;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))) {
+    return e;
+  }
+  if (cudaError_t e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared)) return e;
+  blocks *= multiprocessors;
+  return blocks ? cudaSuccess : cudaErrorNotSupported;
 }
 
 }  // namespace cgspn::cuda

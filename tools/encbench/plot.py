@@ -1,26 +1,27 @@
-"""Draws a record of ``bench_encoder.py``: images per second and memory of a picture against the resolution.
-
-python tools/plot_encoder.py tools/benchmarks/RECORD.json docs/encoder.svg
-"""
+"""Images per second and memory of a picture against the resolution."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("svg")
-
-import matplotlib.pyplot as plt
+from typing import Any
 
 LABELS = {"vit": "ViT", "hybrid": "hybrid 3/27", "cgspn": "C-GSPN"}
 PANELS = {"images/s": "images per second", "MiB a picture": "MiB a picture"}
 
 
-def draw(record: dict, target: Path) -> None:
-    """One panel a quantity, one line a model, both axes logarithmic."""
+def draw(record: dict[str, Any], target: Path) -> None:
+    """One panel a quantity, one line a model, both axes logarithmic.
+
+    Raises:
+        ValueError: If the record lacks the part ``encoder``.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    if "encoder" not in record["parts"]:
+        raise ValueError(f"the record has no part encoder, only {', '.join(record['parts'])}.")
     rows = record["parts"]["encoder"]["rows"]
     plt.rcParams["svg.hashsalt"] = "cgspn"
     figure, axes = plt.subplots(1, len(PANELS), figsize=(9, 3.4), layout="constrained")
@@ -38,17 +39,3 @@ def draw(record: dict, target: Path) -> None:
     axes[0].legend()
     figure.suptitle(f"SO400M/14, bfloat16, {record['environment']['machine']}")
     figure.savefig(target, metadata={"Date": None})
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("record", type=Path)
-    parser.add_argument("target", type=Path)
-    args = parser.parse_args()
-    draw(json.loads(args.record.read_text()), args.target)
-
-
-if __name__ == "__main__":
-    main()

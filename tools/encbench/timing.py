@@ -1,10 +1,8 @@
-"""Measuring on a GPU: times by CUDA events, peak memory, and what the figures were taken with."""
+"""Times by CUDA events and peak memory."""
 
 from __future__ import annotations
 
-import datetime
 import gc
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,15 +70,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def environment(device: str) -> dict[str, object]:
-    """Card, versions, commit and date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return {
-        "machine": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-    }
