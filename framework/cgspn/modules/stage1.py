@@ -21,7 +21,9 @@ class Stage1Distillation(DistillationModule):
     """Module-wise feature distillation: every operator learns the teacher's operator in its place.
 
     Block i of teacher and student read the same input, the output of the teacher's block i-1; the loss is
-    the squared distance between the two residual branches in units of the variance of the teacher's. Only
+    the squared distance between the two residual branches in units of the variance of the teacher's. Block 0
+    reads the student's own embedding, as it will when assembled; its target is the teacher's branch and what
+    the teacher's embedding has on top, such as positions, so that block 1 meets what it was trained on. Only
     the student's operators and the norms before them train, and no gradient crosses blocks; everything else
     starts from the teacher's weights and stays. Validation also runs the assembled student.
 
@@ -31,9 +33,8 @@ class Stage1Distillation(DistillationModule):
         student: The encoder that is trained, of its teacher's width, depth and patch size.
         teacher: The frozen teacher.
         init_from: Weights that the student starts from; None takes all but the operators from the teacher.
-        first_input: What block 0 of both reads: the ``student``'s own embedding, which is what it will see
-            when assembled, or the ``teacher``'s, which may hold positions. The teacher's target is its
-            branch on its own input in both cases.
+        first_input: What the student's block 0 reads: the ``student``'s own embedding, or the ``teacher``'s,
+            whose branch alone is then the target.
         text_cache: File that keeps the embeddings of captions, so that each is read once; None keeps none.
         templates: Sentences with ``{}`` for a class name, averaged in zero-shot classification.
         lr: Learning rate of AdamW after the warm-up; it falls to 0 as a half cosine.
@@ -41,7 +42,7 @@ class Stage1Distillation(DistillationModule):
         betas: AdamW's two decay rates.
         warmup_steps: Steps in which the learning rate rises linearly.
 
-    Source: arXiv:2606.00746; the division by the variance is ours.
+    Source: arXiv:2606.00746; the division by the variance and the target of block 0 are ours.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class Stage1Distillation(DistillationModule):
             block.operator.requires_grad_(True)
 
     def block_errors(self, images: Tensor, teacher: EncoderTrace) -> list[Tensor]:
-        """Relative error of every block's branch against the teacher's, scalars in order of depth."""
-        inputs = dict(teacher.inputs)
+        """Relative error of every block's branch against its target, scalars in order of depth."""
+        inputs, targets = dict(teacher.inputs), dict(teacher.branches)
         if self.first_input == "student":
             with torch.no_grad():
                 inputs[0] = self.encoder.embed(images)
+            targets[0] = targets[0] + (teacher.inputs[0] - inputs[0])
         return [
-            relative_error(self.encoder.run(cast(ViTBlock, block).mix, inputs[i]), teacher.branches[i])
+            relative_error(self.encoder.run(cast(ViTBlock, block).mix, inputs[i]), targets[i])
             for i, block in enumerate(self.encoder.blocks)
         ]
 
