@@ -23,11 +23,34 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], 
   }
 }
 
-// Four matrices whose rows of 16 bytes the lanes 8 m + r point at; lane 4 g + q gets row g, columns 2 q, 2 q + 1.
+// Four (two, one) matrices whose rows of 16 bytes the lanes 8 m + r point at; lane 4 g + q gets row g, columns 2 q, 2 q + 1.
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t shared) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[2], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared) : "memory");
+}
+
+// The same transposed: lane 4 g + q gets column g, rows 2 q and 2 q + 1.
+__device__ __forceinline__ void load_transposed(uint32_t (&r)[2], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared)
+               : "memory");
+}
+
+__device__ __forceinline__ void load_transposed(uint32_t (&r)[1], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(shared) : "memory");
+}
+
+__device__ __forceinline__ void store_transposed(uint32_t shared, const uint32_t (&r)[1]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(shared), "r"(r[0]) : "memory");
+}
+__device__ __forceinline__ void store_transposed(uint32_t shared, const uint32_t (&r)[2]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(shared), "r"(r[0]), "r"(r[1])
                : "memory");
 }
 

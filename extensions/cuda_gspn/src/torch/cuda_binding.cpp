@@ -2,6 +2,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "cgspn/latent_propagation_cuda.h"
 #include "cgspn/line_scan_cuda.h"
 #include "torch/latent.h"
 #include "torch/operators.h"
@@ -46,7 +47,12 @@ class CudaBackend {
     check("row_stochastic_backward", cgspn::cuda::row_stochastic_backward(call, stream_));
   }
 
-  bool latent_forward(const cgspn::LatentForward&) { return false; }
+  bool latent_forward(const cgspn::LatentForward& call) {
+    if (!cgspn::cuda::latent_forward_supported(call)) return false;
+    const cgspn::Tensor workspace = allocate(cgspn::cuda::latent_forward_workspace(call));
+    check("latent_propagation", cgspn::cuda::latent_forward(call, workspace.data_ptr(), stream_));
+    return true;
+  }
 
  private:
   // Freed on return: the allocator hands the memory only to later work of the same stream.
