@@ -84,7 +84,9 @@ def test_test_equals_validation_and_a_checkpoint_brings_everything(probe_run, sm
     assert (run_folder(again) / EXAMPLES).is_file()
 
 
-def test_predictions_are_label_maps_and_overlays_at_the_pictures_size(probe_run, small_folder, tmp_path):
+def test_predictions_are_label_maps_and_overlays_at_the_pictures_size(
+    probe_run, small_folder, tmp_path, capsys
+):
     _, module = probe_run
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -97,6 +99,7 @@ def test_predictions_are_label_maps_and_overlays_at_the_pictures_size(probe_run,
     predictor = trainer(tmp_path / "predict")
     predictor.predict(module, data, return_predictions=False)
     folder = run_folder(predictor) / "predictions"
+    assert f"label maps and overlays: {folder}\n" in capsys.readouterr().out
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         f"{name}{suffix}.png" for name in ("same", "grey", "tiny") for suffix in ("", "_overlay")
     )

@@ -237,6 +237,11 @@ class SegmentationModule(LightningModule):
             for path in write_prediction(folder, sample.img_path, labels, classes, palette)
         ]
 
+    def on_predict_end(self) -> None:
+        """Says where the pictures are."""
+        if self.trainer.is_global_zero:
+            print(f"label maps and overlays: {self._run_folder() / 'predictions'}")
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with warm-up and cosine decay over what is trained."""
         return adamw(self, self.decayed, self.lr, self.weight_decay, BETAS, self.warmup_steps)
