@@ -91,6 +91,28 @@ def test_positions_are_resampled_to_the_models_grid():
     torch.testing.assert_close(large(images), small(images))
 
 
+def test_positions_of_a_larger_student_start_from_its_teachers():
+    teacher, student = build(), build(img_size=(24, 20))
+    report = init_from_teacher(student, teacher)
+    assert not report.kept
+    images = torch.randn(1, 3, 24, 20)
+    torch.testing.assert_close(student(images), teacher(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_heads=4), "num_heads=4, its teacher 2"),
+        (dict(mlp_dim=40), r"mlp_dim=40, its teacher \d+"),
+        (dict(pos_resampling="bicubic"), "pos_resampling=bicubic, its teacher bicubic_antialias"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_no_twin(changes, message):
+    with pytest.raises(ValueError, match=f"The student has {message}; set the student's to the teacher's"):
+        init_from_teacher(build(**changes), build())
+
+
 def test_attention_student_reproduces_its_teacher_exactly():
     arguments = dict(
         activation="quick_gelu", norm_eps=1e-5, pre_norm=True, layer_scale=0.1, swiglu=True, num_classes=3

@@ -143,10 +143,15 @@ def test_a_file_is_normalised_like_the_names_published_weights():
             dict(name="ViT-B-32", weights="/nowhere"),
             "there is no file or tag /nowhere; valid: a file or one",
         ),
+        (
+            dict(name="ViT-B-16", weights="openai"),
+            "need another activation: name ViT-B-16-quickgelu",
+        ),
+        (dict(name="ViT-B-32-quickgelu", weights="laion2b_e16"), "no file or tag laion2b_e16"),
         (dict(name="local-dir:/nowhere"), "There is no folder /nowhere"),
         (dict(name="hf-hub:a/b", weights="openai"), "holds its own weights; leave out weights='openai'"),
     ],
-    ids=["name", "no_weights", "file", "folder", "both"],
+    ids=["name", "no_weights", "file", "activation", "another_tag", "folder", "both"],
 )
 def test_what_does_not_exist(arguments, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -135,6 +135,17 @@ def test_an_attention_student_reproduces_its_teacher(teacher, kind, height, widt
 
 
 @every_kind
+def test_its_vision_tower_can_be_kept_as_an_encoder(teacher, kind, tmp_path):
+    source, images = teacher(kind).encoder, torch.randn(1, 3, 20, 12)
+    source.save_pretrained(tmp_path)
+    with torch.no_grad():
+        for kept, own in zip(
+            VisionEncoder.from_pretrained(tmp_path).encode(images), source.encode(images), strict=True
+        ):
+            assert torch.equal(kept, own)
+
+
+@every_kind
 def test_a_twin_takes_all_but_operators_and_positions(teacher, kind):
     source = teacher(kind).encoder
     changes = {"operator": {"type": "cgspn"}, "prefix_tokens": 0, "head": {"type": "map"}}

@@ -104,6 +104,10 @@ def check_source(open_clip: Any, name: str, weights: str | None) -> None:
     if weights is None or not (weights in tags or Path(weights).is_file()):
         given = "no weights are given" if weights is None else f"there is no file or tag {weights}"
         raise ValueError(f"{name}: {given}; valid: a file or one of the tags {', '.join(tags) or '(none)'}.")
+    quick = weights in tags and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu")
+    if quick and not open_clip.get_model_config(name).get("quick_gelu"):
+        # OpenCLIP itself only warns, and computes with the wrong activation.
+        raise ValueError(f"The weights {weights!r} need another activation: name {name}-quickgelu.")
 
 
 def normalisation(
