@@ -118,6 +118,7 @@ def draw_on_device(case, dtype):
     [
         ((32, 64, 74, 74), DIRECTIONS),
         ((32, 64, 147, 147), DIRECTIONS),
+        ((32, 64, 74, 90), DIRECTIONS),  # a cluster holds fewer positions of one axis than of the other
         ((8, 64, 256, 256), DIRECTIONS),
         ((1, 128, 512, 512), DIRECTIONS),
         ((1, 1152, 64, 64), DIRECTIONS),

@@ -103,6 +103,15 @@ inline int longest_line(const LineScanShape& s) {
   return static_cast<int>(longest);
 }
 
+// Whether blocks get as many positions of a vertical line as of a horizontal one.
+inline bool same_positions(const LineScanShape& s, int split) {
+  const auto positions = [&](int i) { return (line_length(s, s.directions[i]) + split - 1) / split; };
+  for (int i = 1; i < s.num_directions; ++i) {
+    if (positions(i) != positions(0)) return false;
+  }
+  return true;
+}
+
 inline bool pairs_of_opposites(const LineScanShape& s) {
   bool present[kMaxDirections] = {};
   for (int i = 0; i < s.num_directions; ++i) present[static_cast<int>(s.directions[i])] = true;
@@ -174,6 +183,9 @@ inline Layout find_plan(const LineScanShape& s, const Demand& demand) {
           l.split = split;
           l.scratch = demand.summed && parts > 1;
           l.positions = (length + split - 1) / split;
+          // The threads at the borders keep the phases of the barriers there, so they have to be the same in all passes
+          // of a block.
+          if (split > 1 && parts * sides < d && !same_positions(s, split)) continue;
           if (split > 1 && l.positions < 4) continue;
           if (static_cast<int64_t>(l.positions) * vectors > demand.max_threads) continue;
           l.threads = (l.positions * vectors + 31) / 32 * 32;
