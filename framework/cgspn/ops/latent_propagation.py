@@ -36,9 +36,9 @@ def latent_propagation(
     With p = weight x + bias at every pixel and the views ``a, lam, u = split_parameters(p, ...)``, this is
     ``line_scan(x, a, lam, u, directions=directions, chunk=chunk)``. On CUDA one kernel makes p by
     tensor-core products where the scan uses it, and only ``y`` is rounded; its conditions are those of
-    :func:`fused_obstacle`, lines that fit into shared memory (some 500 pixels) and 16-byte aligned
-    tensors. Everywhere else p is computed and stored in the dtype of ``x``. The backward pass computes p
-    again instead of keeping it.
+    :func:`fused_obstacle`, 16-byte aligned channels-last tensors, and lines of at most 320 positions at 64
+    channels, 400 at 48 and 512 at 32. Everywhere else p is computed and stored in the dtype of ``x``. The
+    backward pass computes p again instead of keeping it.
 
     Args:
         x: Input, shape (B, C, H, W), float16, bfloat16, float32 or float64.

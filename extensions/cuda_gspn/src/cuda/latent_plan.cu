@@ -85,6 +85,8 @@ LatentLayout search(const LineScanShape& s, const Device& device) {
     for (int channel_warps = 1; channel_warps <= std::min(groups, 12); ++channel_warps) {
       if (groups % channel_warps != 0) continue;
       for (int line_warps = 1; channel_warps * line_warps <= (group == 16 ? 8 : 12); ++line_warps) {
+        // The cost model knows blocks of 8 warps and more; one warp a scheduler hides no latency.
+        if (channel_warps * line_warps < 6) continue;
         for (int sides = 1; sides <= (paired(s) ? 2 : 1); ++sides) {
           LatentLayout l;
           l.group = group;
@@ -96,7 +98,8 @@ LatentLayout search(const LineScanShape& s, const Device& device) {
           l.shared = latent_shared_bytes(s, l);
           if (l.shared > static_cast<size_t>(device.shared)) continue;
           const double expected = cost(l, s, device.multiprocessors);
-          if (best.channel_warps == 0 || expected < best_cost) {
+          // Of equal layouts the one with more warps.
+          if (best.channel_warps == 0 || expected <= best_cost) {
             best = l;
             best_cost = expected;
           }
