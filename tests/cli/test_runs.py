@@ -38,6 +38,18 @@ def test_fit_fills_its_folder(cgspn):
     assert Path("runs/base/latest").resolve() == folder.resolve()
 
 
+def test_fit_begins_with_a_summary_of_the_model(cgspn):
+    result = cgspn("fit", "-c", "base.yaml", "--trainer.enable_model_summary=true", "--trainer.max_steps=1")
+    assert result.code == 0, result.err
+    [row] = [line for line in result.out.splitlines() if " encoder " in line]
+    assert " VisionEncoder " in row
+    [sums] = [line for line in result.out.splitlines() if "parameters, of which" in line]
+    total, trained = (int(word.replace(",", "")) for word in sums.split() if word[0].isdigit())
+    assert total == trained > 1000
+    assert "FLOPs" not in result.out
+    assert "summary callbacks" not in result.err
+
+
 def test_checkpoint_is_plain_data(cgspn):
     cgspn("fit", "-c", "base.yaml")
     checkpoint = torch.load("runs/base/0/checkpoints/last.ckpt", weights_only=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -30,6 +31,7 @@ from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpo
 from cgspn.cli.errors import UsageError, one_line
 from cgspn.cli.nodes import expand
 from cgspn.cli.runs import RunConfig, mark_latest, new_run_folder
+from cgspn.cli.summary import PartSummary
 from cgspn.errors import unknown_name
 
 
@@ -118,6 +120,9 @@ class CLI(LightningCLI):
             # The one that cannot fail goes first.
             callbacks.append(LastCheckpoint(self.folder, options.checkpoint.every_n_steps))
             callbacks += best_checkpoint(options.checkpoint, self.folder)
+        summary = any(isinstance(callback, ModelSummary) for callback in callbacks)
+        if trainer.enable_model_summary is not False and self.command == "fit" and not summary:
+            callbacks.append(PartSummary())
         loggers: list[Logger] | bool = False
         if trainer.logger is not False:
             chosen = [] if trainer.logger in (None, True) else as_list(trainer.logger)
@@ -184,6 +189,7 @@ UNINTERESTING = (
     "\N{ELECTRIC LIGHT BULB}",
     "`weights_only` was not set",
     "TPU available",
+    "Trainer already configured with model summary callbacks",
     "Loading `train_dataloader` to estimate",
 )
 
