@@ -65,6 +65,15 @@ def test_a_library_built_from_older_sources_is_left_alone(monkeypatch):
     assert "operator_of_tomorrow is missing" in status.reason
 
 
+@pytest.mark.skipif(not library.STATUS["cpu"].active, reason="the native library was not built")
+def test_a_cuda_library_needs_a_kernel_for_every_operator(monkeypatch, tmp_path):
+    loaded = library.Status("cuda", tmp_path / "_C_cuda.so")
+    monkeypatch.setattr(library, "_has_cuda_kernel", lambda name: name != "line_scan_backward")
+    status = library._current(loaded, library._has_cuda_kernel)
+    assert not status.active
+    assert "line_scan_backward is missing" in status.reason
+
+
 def test_every_environment_variable_is_in_the_docs():
     read = set()
     for path in [*(ROOT / "framework").rglob("*.py"), *(ROOT / "tests").rglob("conftest.py")]:

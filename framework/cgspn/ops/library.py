@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,21 +74,16 @@ def cmake_dir() -> Path:
 
 
 def _load_all() -> dict[str, Status]:
-    cpu = _load("cpu", "_C")
+    cpu = _current(_load("cpu", "_C"), lambda name: hasattr(torch.ops.cgspn, name))
     if cpu.active:
-        if missing := _missing_operators():
-            cpu = Status(
-                "cpu", None, f"{cpu.path} was built from older sources ({missing[0]} is missing); build again"
-            )
-        else:
-            for module in REGISTRATIONS:
-                module.register()
+        for module in REGISTRATIONS:
+            module.register()
     if torch.version.cuda is None:
         cuda = Status("cuda", None, f"torch {torch.__version__} is a CPU build")
     elif not cpu.active and not cpu.forced:
         cuda = Status("cuda", None, f"it needs the CPU library: {cpu.reason}")
     else:
-        cuda = _load("cuda", "_C_cuda")
+        cuda = _current(_load("cuda", "_C_cuda"), _has_cuda_kernel)
     return {"cpu": cpu, "cuda": cuda}
 
 
@@ -104,10 +100,17 @@ def _load(device: str, name: str) -> Status:
     return Status(device, path)
 
 
-def _missing_operators() -> list[str]:
-    """Operators that Python knows and the loaded library does not, as after an update without a build."""
-    names = [name for module in REGISTRATIONS for name in module.NAMES]
-    return [name for name in names if not hasattr(torch.ops.cgspn, name)]
+def _current(status: Status, has: Callable[[str], bool]) -> Status:
+    """Leaves a library alone that lacks an operator, as after an update of the sources without a build."""
+    names = [name for module in REGISTRATIONS for name in module.NAMES] if status.active else []
+    if missing := [name for name in names if not has(name)]:
+        reason = f"{status.path} was built from older sources ({missing[0]} is missing); build again"
+        return Status(status.device, None, reason)
+    return status
+
+
+def _has_cuda_kernel(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"cgspn::{name}", "CUDA")
 
 
 def _find(name: str) -> Path | None:
