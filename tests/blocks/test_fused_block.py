@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cgspn.blocks.layers import Mlp
 from cgspn.ops.token_linear import CHOICE
 from cgspn.registry import BLOCKS
 
@@ -71,3 +72,17 @@ def test_under_autocast_in_a_graph_and_on_a_side_stream():
     got.zero_()
     graph.replay()
     assert torch.equal(got, want)
+
+
+def test_activation_in_the_products_epilogue():
+    mlp = Mlp(192, 768).cuda().bfloat16()
+    x = torch.randn(2, 5, 7, 192, device="cuda", dtype=torch.bfloat16)
+    torch.nn.init.normal_(mlp.fc1.weight, std=0.1)
+    plain = mlp(x)
+    with torch.no_grad():
+        assert mlp.fuses_activation(x)
+        ours = mlp(x)
+    truth = mlp.double()(x.double())
+    (ours_max, ours_rms), (plain_max, plain_rms) = error(ours, truth), error(plain, truth)
+    assert ours_max <= 2 * plain_max
+    assert ours_rms <= 1.5 * plain_rms

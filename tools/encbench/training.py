@@ -14,31 +14,33 @@ from cgspn.modules.stage2 import TapConfig
 from encbench import timing
 from encbench.setting import Row, Setting, attention_context
 
+PLAIN, CHECKPOINTING, TAPS = "plain", "checkpointing", "taps and teacher"
+
 
 def train(setting: Setting) -> Iterator[Row]:
     """Forward, backward and AdamW in bf16-mixed precision, with equal batches; plain and with taps."""
     for grid in setting.grids:
         rates: dict[tuple[str, str], float] = {}
-        for name, kind in [(n, "plain") for n in setting.models] + [
-            ("cgspn", "checkpointing"),
-            ("cgspn", "taps and teacher"),
-        ]:
+        cases = [(name, PLAIN) for name in setting.models]
+        cases += [("cgspn", CHECKPOINTING), ("vit", TAPS), ("cgspn", TAPS)]
+        for name, kind in cases:
             rates[name, kind], row = _train_one(setting, grid, name, kind)
-            row["over vit"] = rates[name, kind] / rates["vit", "plain"] if ("vit", "plain") in rates else None
+            base = rates.get(("vit", TAPS if kind == TAPS else PLAIN))
+            row["over vit"] = rates[name, kind] / base if base else None
             yield row
             timing.release()
 
 
 def _train_one(setting: Setting, grid: int, name: str, kind: str) -> tuple[float, Row]:
     model = setting.build(name).train()
-    model.set_grad_checkpointing(kind == "checkpointing")
+    model.set_grad_checkpointing(kind == CHECKPOINTING)
     images = setting.images(model, grid, setting.batch, torch.float32)
     parameters: list[nn.Parameter] = list(model.parameters())
     taps: list[TapLoss] = []
     teacher: VisionEncoder | None = None
     config = TapConfig()
     tapped = config.indices(model.depth)
-    if kind == "taps and teacher":
+    if kind == TAPS:
         teacher = setting.build("vit").eval().requires_grad_(False)
         arguments = (config.kl, config.temperature, config.kl_direction, config.standardize)
         width = model.embed_dim

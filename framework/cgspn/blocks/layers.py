@@ -50,11 +50,28 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., C) to (..., C)."""
+        if self.fuses_activation(x):
+            # In the product's epilogue, which has no derivative: the hidden channels are written once only.
+            hidden = torch._addmm_activation(
+                self.fc1.bias, x.flatten(0, -2), self.fc1.weight.T, use_gelu=True
+            )
+            return self.fc2(hidden.unflatten(0, x.shape[:-1]))
         x = self.fc1(x)
         if self.swiglu:
             gate, value = x.chunk(2, dim=-1)
             return self.fc2(F.silu(gate) * value)
         return self.fc2(ACTIVATIONS[self.activation](x))
+
+    def fuses_activation(self, x: Tensor) -> bool:
+        """Whether cuBLAS applies the activation: bfloat16 inference on CUDA with ``gelu_tanh``."""
+        return (
+            x.is_cuda
+            and x.dtype == self.fc1.weight.dtype == torch.bfloat16
+            and self.activation == "gelu_tanh"
+            and not self.swiglu
+            and not torch.is_grad_enabled()
+            and type(self.fc1) is nn.Linear
+        )
 
 
 class LayerScale(nn.Module):

@@ -3,11 +3,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from cgspn.operators.linear import linear, zero_linear
 from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
-from cgspn.ops import layer_norm_linear, linear_residual, token_linear
+from cgspn.ops import token_linear
 from cgspn.registry import OPERATORS
 
 
@@ -79,8 +80,9 @@ class CGSPN(nn.Module):
         narrow tensors that reads ``x`` twice and writes the result once.
         """
         if norm is not None:
-            latent = layer_norm_linear(x, norm.weight, norm.bias, self.down.weight, self.down.bias, norm.eps)
+            down, up, ops = self.down, self.up, torch.ops.cgspn
+            latent = ops.layer_norm_linear(x, norm.weight, norm.bias, down.weight, down.bias, norm.eps)
             mixed = self.propagation(latent, latent)
-            return linear_residual(mixed, self.up.weight, self.up.bias, x, scale)
+            return ops.linear_residual(mixed, up.weight, up.bias, scale, x)
         latent = self.down(self.in_proj(x))
         return self.out_proj(self.up(self.propagation(latent, latent)))

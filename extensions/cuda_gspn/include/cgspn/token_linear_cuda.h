@@ -1,5 +1,5 @@
 // The two token-wise linear layers around a propagation in a compressed channel space, with what surrounds them.
-// CUDA only, float16 and bfloat16, all tensors dense and aligned to 16 bytes, tokens outermost. Nothing synchronises.
+// CUDA only, bfloat16, all tensors dense and aligned to 16 bytes, tokens outermost. Nothing synchronises.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -26,9 +26,11 @@ struct LinearResidual {
   void* y = nullptr;
 };
 
-// cudaErrorNotSupported where the widths do not fit the current device: channels must be a multiple of 64, outputs and
+// cudaErrorNotSupported for other dtypes and where the widths do not fit the current device: channels must be a multiple of 64, outputs and
 // inputs 16, 32, 48 or 64, and the weight must fit into a block's shared memory beside the pipeline.
-cudaError_t layer_norm_linear(const LayerNormLinear& call, cudaStream_t stream);
-cudaError_t linear_residual(const LinearResidual& call, cudaStream_t stream);
+// `workspace` is device memory of kTokenLinearWorkspace bytes, free for reuse once the queued work is done.
+constexpr size_t kTokenLinearWorkspace = 16;
+cudaError_t layer_norm_linear(const LayerNormLinear& call, void* workspace, cudaStream_t stream);
+cudaError_t linear_residual(const LinearResidual& call, void* workspace, cudaStream_t stream);
 
 }  // namespace cgspn::cuda

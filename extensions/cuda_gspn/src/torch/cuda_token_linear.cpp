@@ -22,13 +22,14 @@ void check_vector(const char* op, const char* name, const Tensor& t, int64_t siz
 }
 
 template <class Call>
-void run(const char* op, const Call& call, const Tensor& x, cudaError_t (*kernel)(const Call&, cudaStream_t)) {
+void run(const char* op, const Call& call, const Tensor& x, cudaError_t (*kernel)(const Call&, void*, cudaStream_t)) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  const cudaError_t error = kernel(call, static_cast<cudaStream_t>(stream));
+  const Tensor workspace = cgspn::empty_strided(x, {int64_t(cgspn::cuda::kTokenLinearWorkspace / x.element_size())}, {1});
+  const cudaError_t error = kernel(call, workspace.data_ptr(), static_cast<cudaStream_t>(stream));
   if (error == cudaErrorNotSupported) {
-    cgspn::fail(op, "needs float16 or bfloat16, a wide side that is a multiple of 64, a narrow one of 16, 32, 48 or 64, "
+    cgspn::fail(op, "needs bfloat16, a wide side that is a multiple of 64, a narrow one of 16, 32, 48 or 64, "
                 "and a weight that fits into shared memory; got x of ", cgspn::text(cgspn::sizes_of(x)));
   }
   if (error != cudaSuccess) cgspn::fail(op, "CUDA error: ", cudaGetErrorString(error));
