@@ -9,7 +9,7 @@ ORIGINALS := mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0
 NATIVE_SOURCES := CMakeLists.txt $(shell find extensions -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-gates test test-originals cuda lint typecheck clean
+.PHONY: help install demo demo-gates test test-originals cuda wheel check-wheel lint typecheck clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,12 @@ cuda: install  ## Compile the CUDA sources for every supported architecture, if 
 	  echo "[cuda] compiling the CUDA sources, up to 4 minutes the first time"; \
 	  PATH="$(abspath $(BIN)):$$PATH" tools/build_native.sh build/cuda ON; \
 	else echo "[cuda] nvcc not found: CUDA sources not compiled"; fi
+
+wheel: install  ## Build dist/*.whl, with the CUDA kernels where nvcc is
+	PATH="$(abspath $(BIN)):$$PATH" tools/build_wheel.sh dist
+
+check-wheel: wheel  ## Run the operators' tests on the wheel under several releases of torch (gigabytes to download)
+	tools/check_wheel.sh dist/*.whl
 
 lint: install  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -77,7 +77,8 @@ def _scan(x: Tensor, a: Tensor, lam: Tensor | None, chunk: int | None, normalize
 
 def _normalize(a: Tensor) -> Tensor:
     """``w(j,k) = m(j,k) s(a(j,k)) / sum_k' m(j,k') s(a(j,k'))`` for a (..., 3, Ca, L)."""
-    s = _mask_outside(torch.sigmoid(a.clamp(min=LOGIT_MIN)))
+    # Not clamp: at the bound its gradient is 1 up to torch 2.13 and 0 from 2.14 on; the kernels' is 1.
+    s = _mask_outside(torch.sigmoid(torch.where(a < LOGIT_MIN, LOGIT_MIN, a)))
     return s / s.sum(-3, keepdim=True)
 
 
