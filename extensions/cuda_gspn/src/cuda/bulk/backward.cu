@@ -1,0 +1,578 @@
+// Backward kernel for channels-last tensors on cards with bulk tensor copies; clusters, ring, producer warp and the sum
+// over directions (of dx) as in forward.cu.
+//
+// Lines are walked from last to first. With g the gradient of the state, position j of a line sends w(j, k) g(j) to
+// position j + k of the line before: through double-buffered shared memory inside a block, by st.async across block
+// borders, one barrier a line. The state of the line before comes in a tile that holds the neighbouring blocks'
+// border positions too. Weights, slopes and u dy of the next line are computed before the barrier.
+// Traffic per element and direction: reads x, 3 logits, lam, u, dy, h; writes 3 da, dlam, du and the running dx.
+#include <algorithm>
+
+#include "cuda/async.cuh"
+#include "cuda/bulk/copies.cuh"
+#include "cuda/bulk/backward.cuh"
+#include "cuda/bulk/plan.cuh"
+#include "cuda/bulk/words.cuh"
+#include "cuda/numerics.cuh"
+#include "cuda/sum_parts.cuh"
+#include "cuda/vector.cuh"
+
+namespace cgspn::cuda {
+namespace {
+
+// Tiles of a stage; the three neighbours' logits come first, the state with its borders last.
+enum Tile { kLogits = 0, kLam = 3, kU, kX, kDy, kPartial, kState, kTiles = kState };
+
+constexpr BulkDemand kDemand = {.tiles = kTiles,
+                                .wide_tiles = 1,
+                                .exchanged = 2,
+                                .threads = {0, 0, 736, 0, 480, 0, 0, 0, 352},
+                                .registers = {0, 0, 80, 0, 120, 0, 0, 0, 160},
+                                .tensors = 11.0,
+                                .fixed_us = {0, 0, 0.35, 0, 0.5, 0, 0, 0, 0.6},
+                                .warp_us = {0, 0, 0.025, 0, 0.04, 0, 0, 0, 0.07},
+                                .border_us = 0.15};
+
+struct Pass {
+  CUtensorMap x, a, lam, u, dy, state, partial;
+  char *dx, *da, *dlam, *du;
+  const char* last_state;  // of the scan's last line, first position
+  bool vertical, reversed, accumulate, has_lam, has_u;
+  int lines, length, positions;
+};
+
+// Strides in bytes. Passes are numbered [part][pass of the part][side].
+struct Params {
+  Pass passes[kMaxDirections];
+  Strides state_stride, dx_stride, da_stride, dlam_stride, du_stride;
+  int64_t da_k;
+  unsigned* counters;  // zeroed, one a task; used with two sides
+  int chunk;
+  int groups, vectors, slices, parts, passes_per_part, sides, split, positions, stages;
+};
+
+template <typename T, int N, bool kNormalize, bool kCluster>
+__global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
+    bulk_backward_kernel(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  using Unit = Exchanged<N>;
+  constexpr int kUnits = N * 4 / sizeof(Unit);
+  constexpr int kUnitLanes = N / kUnits;
+  constexpr int kBytes = N * sizeof(T);
+  extern __shared__ __align__(1024) unsigned char shared[];
+
+  const bool producer = threadIdx.x >= blockDim.x - 32;
+  const int per_position = p.vectors * 16 / kBytes / p.slices;
+  const int sub = threadIdx.x % per_position, place = threadIdx.x / per_position;
+  const uint32_t cluster_index = kCluster ? cluster_rank() : 0;
+  const int rank = static_cast<int>(cluster_index);
+  int task = blockIdx.x / p.split;
+  const int side = task % p.sides;
+  task /= p.sides;
+  unsigned* const counter = p.counters + task;
+  unsigned meetings = 0;
+  const int part = task % p.parts;
+  task /= p.parts;
+  const int slice_bytes = task % p.slices * per_position * kBytes;
+  task /= p.slices;
+  const int first_channel = task % p.groups * p.vectors * kLanes<T>;
+  const int image = task / p.groups;
+
+  const uint32_t shared_at = shared_address(shared);
+  const BulkShared at(p.vectors, p.positions, p.stages, kTiles, 1, exchange_bytes(p.positions, per_position, N, 2));
+  const int row_bytes = p.vectors * 16;
+  const uint32_t full = shared_at + at.barriers;      // [stage]
+  const uint32_t all_sent = full + 8 * p.stages;          // [stage]: every warp has sent the line's messages
+  const uint32_t late = all_sent + 8 * p.stages;          // partial sums of the lines in the ring when the sides meet
+  const uint32_t borders = late + 8;                  // [side of the block][line parity]
+  // Messages of two lines: [line parity][to the left, to the right][unit][sender with a border on either side][thread].
+  const int slots = (p.positions + 2) * per_position;
+  Unit* const messages = reinterpret_cast<Unit*>(shared + at.exchange);
+  const int own_slot = (place + 1) * per_position + sub;
+  const int way_bytes = kUnits * slots * sizeof(Unit);
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < p.stages; ++s) {
+      barrier_init(full + 8 * s);
+      counting_barrier_init(all_sent + 8 * s, blockDim.x / 32 - 1);
+    }
+    for (int b = 0; b < 5; ++b) barrier_init(late + 8 * b);
+    fence_barrier_init();
+  }
+  fill_absent_gates<T>(shared, at, p.stages, p.positions * p.vectors, p.passes[0].has_lam ? -1 : int{kLam},
+                       p.passes[0].has_u ? -1 : int{kU});
+
+  uint32_t left_phase = 0, right_phase = 0;  // one bit per line parity
+  uint32_t late_phase = 0;
+  int parity = 0;
+  RingPlace here;
+
+  for (int n = 0; n < p.passes_per_part; ++n) {
+    if (n > 0) __syncthreads();
+    const Pass& pass = p.passes[(part * p.passes_per_part + n) * p.sides + side];
+    const int lines = pass.lines, stages = p.stages, chunk = p.chunk;
+    const bool accumulate = pass.accumulate;
+    const int first_position = rank * pass.positions;
+    const int j = first_position + place;
+    const bool active = !producer && place < pass.positions && j < pass.length;
+    const bool block_active = first_position < pass.length;
+    const bool has_left = j > 0, has_right = j + 1 < pass.length;
+    // Messages from outside the line are 0.
+    for (int i = threadIdx.x; i < 4 * kUnits * slots; i += blockDim.x) messages[i] = Unit();
+    fence_bulk_copies();
+    if constexpr (kCluster) {
+      cluster_sync();
+    } else {
+      __syncthreads();
+    }
+    fence_bulk_copies();
+    // With two sides the other one has met the lines from `middle` on before.
+    const int middle = p.sides == 2 ? (lines + 1 - side) / 2 : lines;
+    const bool meets = p.sides == 2;
+
+    if (producer) {
+      const bool issues = threadIdx.x % 32 == 0 && block_active;
+      const int tile_bytes = pass.positions * row_bytes;
+      bool met = false;
+      const auto line_of = [&](int step) { return pass.reversed ? step : lines - 1 - step; };
+      const auto adds = [&](int step) { return pass.dx != nullptr && (step < middle ? accumulate : met); };
+      const auto issue = [&](int step, int to_stage) {
+        if (step >= lines || threadIdx.x % 32 != 0) return;
+        if (!block_active) {  // keeps the stage's phase in step for passes in which the block has positions
+          barrier_arrive(full + 8 * to_stage);
+          return;
+        }
+        const uint32_t barrier = full + 8 * to_stage, to = shared_at + to_stage * at.stage_bytes;
+        const int line = line_of(step);
+        const bool partial = adds(step), before = step + 1 < lines;
+        barrier_expect(barrier, (5 + pass.has_lam + pass.has_u + partial) * tile_bytes +
+                                    (before ? tile_bytes + 2 * row_bytes : 0));
+        load_affinity_tile(to, &pass.a, first_channel, first_position, line, image, barrier, kEvictFirst);
+        load_tile(to + kDy * at.tile, &pass.dy, first_channel, first_position, line, image, barrier, kEvictFirst);
+        load_tile(to + kX * at.tile, &pass.x, first_channel, first_position, line, image, barrier, kEvictFirst);
+        if (pass.has_lam) {
+          load_tile(to + kLam * at.tile, &pass.lam, first_channel, first_position, line, image, barrier, kEvictFirst);
+        }
+        if (pass.has_u) {
+          load_tile(to + kU * at.tile, &pass.u, first_channel, first_position, line, image, barrier, kEvictFirst);
+        }
+        if (before) {
+          load_tile(to + kState * at.tile, &pass.state, first_channel, first_position - 1, line_of(step + 1), image,
+                    barrier, kEvictFirst);
+        }
+        if (partial) {
+          load_tile(to + kPartial * at.tile, &pass.partial, first_channel, first_position, line, image, barrier,
+                    kEvictFirst);
+        }
+      };
+      RingPlace free = here;
+      for (int s = 0; s < stages; ++s) {
+        issue(s, free.stage);
+        free.advance(stages);
+      }
+      for (int step = 0; step < lines; ++step) {
+        if (meets && step == middle) {
+          met = true;
+          // What the other side has written is visible from here on; the lines already in the ring lack it.
+          task_barrier(counter, ++meetings * p.sides * p.split);
+          fence_bulk_copies();
+          if (issues && pass.dx != nullptr) {
+            const int count = min(step > 0 ? stages - 1 : stages, lines - step);
+            barrier_expect(late, count * tile_bytes);
+            RingPlace at_line = here;
+            for (int s = 0; s < count; ++s) {
+              load_tile(shared_at + at_line.stage * at.stage_bytes + kPartial * at.tile, &pass.partial, first_channel,
+                        first_position, line_of(step + s), image, late, kEvictFirst);
+              at_line.advance(stages);
+            }
+          }
+        }
+        // Once a line is sent the stage of the line before is free.
+        barrier_wait(all_sent + 8 * here.stage, here.lap);
+        if (step > 0) {
+          issue(step - 1 + stages, free.stage);
+          free.advance(stages);
+        }
+        here.advance(stages);
+      }
+    } else {
+      const bool from_left = kCluster && active && place == 0 && has_left;
+      const bool from_right = kCluster && active && place + 1 == pass.positions && has_right;
+      const bool uses_left = block_active && rank > 0;
+      const bool uses_right = first_position + pass.positions < pass.length;
+      const uint32_t border_bytes = per_position * N * 4;
+      const uint32_t messages_at = shared_at + at.exchange;
+      uint32_t left_peer = 0, left_peer_barrier = 0, right_peer = 0, right_peer_barrier = 0;
+      if (from_left) {
+        left_peer =
+            peer_address(messages_at + ((pass.positions + 1) * per_position + sub) * static_cast<int>(sizeof(Unit)),
+                         cluster_index - 1);
+        left_peer_barrier = peer_address(borders + 16, cluster_index - 1);
+      }
+      if (from_right) {
+        right_peer = peer_address(messages_at + way_bytes + sub * static_cast<int>(sizeof(Unit)), cluster_index + 1);
+        right_peer_barrier = peer_address(borders, cluster_index + 1);
+      }
+      // Starts at the last line of the scan.
+      const auto walk = [&](char* data, const Strides& s) -> Walker {
+        if (data == nullptr) return {nullptr, 0};
+        const int64_t stride = pass.vertical ? s.h : s.w;
+        const int64_t first = pass.reversed ? 0 : (lines - 1) * stride;
+        return {data + image * s.b + first + j * (pass.vertical ? s.w : s.h) + first_channel * int64_t{sizeof(T)} +
+                    slice_bytes + sub * kBytes,
+                pass.reversed ? stride : -stride};
+      };
+      Walker dx = walk(pass.dx, p.dx_stride), da = walk(pass.da, p.da_stride);
+      Walker dlam = walk(pass.dlam, p.dlam_stride), du = walk(pass.du, p.du_stride);
+      const float left_mask = has_left ? 1.0f : 0.0f, right_mask = has_right ? 1.0f : 0.0f;
+      const auto adds = [&](int step) { return accumulate || step >= middle; };
+
+      const unsigned char* const own = shared + place * row_bytes + slice_bytes + sub * kBytes;
+      const unsigned char* const own_logits = own + place * 2 * row_bytes;
+      Words<kBytes> state_here = {};
+      if (active && du.at != nullptr) {
+        state_here = *reinterpret_cast<const Words<kBytes>*>(
+            walk(const_cast<char*>(pass.last_state), p.state_stride).at);
+      }
+
+      // A neighbour outside the line gets weight 0, whatever is read in its place.
+      const int logit_offset[3] = {has_left ? 0 : row_bytes, row_bytes, has_right ? 2 * row_bytes : row_bytes};
+      // Weights, weights times slopes of the normalisation, and the local part of g.
+      float w[3][N], sloped[3][N], g[N], kept_message[N];
+      const auto prepare = [&](int from) {
+        const unsigned char* const operands = own + from * at.stage_bytes;
+        const unsigned char* const logits = own_logits + from * at.stage_bytes;
+        float gate[N];
+        unpack_words<T, N>(load_words<kBytes>(operands + kDy * at.tile), g);
+        unpack_words<T, N>(load_words<kBytes>(operands + kU * at.tile), gate);
+#pragma unroll
+        for (int c = 0; c < N; ++c) g[c] *= gate[c];
+        Words<kBytes> raw[3];
+#pragma unroll
+        for (int k = 0; k < 3; ++k) raw[k] = load_words<kBytes>(logits + logit_offset[k]);
+        if constexpr (kNormalize) {
+          bool below = false;
+#pragma unroll
+          for (int k = 0; k < 3; ++k) {
+            Words<kBytes> clamped = raw[k];
+#pragma unroll
+            for (int i = 0; i < kBytes / 4; ++i) {
+              below |= word_below_floor<T>(raw[k].words[i]);
+              clamped.words[i] = clamp_word<T>(raw[k].words[i]);
+            }
+            unpack_words<T, N>(clamped, w[k]);
+          }
+#pragma unroll
+          for (int c = 0; c < N; ++c) {
+            const float d0 = decay_clamped<T>(w[0][c]), d1 = decay_clamped<T>(w[1][c]), d2 = decay_clamped<T>(w[2][c]);
+            const float e0 = fmaf(d0, left_mask, 1.0f), e1 = 1.0f + d1, e2 = fmaf(d2, right_mask, 1.0f);
+            const float p0 = e1 * e2 * left_mask, e1_right = e1 * right_mask;
+            const float r = reciprocal<T>(fmaf(e0, e2 + e1_right, p0));
+            const float q = e0 * r;
+            w[0][c] = p0 * r;
+            w[1][c] = q * e2;
+            w[2][c] = q * e1_right;
+            // The sum of the sigmoids; sigmoid k is w_k times it, and its slope over itself exp(-a_k) times sigmoid k.
+            const float sigmoids = reciprocal<T>(q * e1 * e2);
+            sloped[0][c] = w[0][c] * (w[0][c] * sigmoids * d0);
+            sloped[1][c] = w[1][c] * (w[1][c] * sigmoids * d1);
+            sloped[2][c] = w[2][c] * (w[2][c] * sigmoids * d2);
+          }
+          if (below) {
+#pragma unroll
+            for (int k = 0; k < 3; ++k) {
+              float values[N];
+              unpack_words<T, N>(raw[k], values);
+#pragma unroll
+              for (int c = 0; c < N; ++c) sloped[k][c] = values[c] < kLogitFloor ? 0.0f : sloped[k][c];
+            }
+          }
+        } else {
+#pragma unroll
+          for (int k = 0; k < 3; ++k) unpack_words<T, N>(raw[k], w[k]);
+#pragma unroll
+          for (int c = 0; c < N; ++c) {
+            w[0][c] = has_left ? w[0][c] : 0.0f;
+            w[2][c] = has_right ? w[2][c] : 0.0f;
+          }
+        }
+      };
+      const auto arrived = [&](const RingPlace& line) { barrier_wait(full + 8 * line.stage, line.lap); };
+
+      arrived(here);
+      if (active) prepare(here.stage);
+      RingPlace previous;
+      int in_chunk = chunk > 0 ? (lines - 1) % chunk : lines - 1;
+      for (int step = 0; step < lines; ++step, parity ^= 1) {
+        if (meets && step == middle) {
+          fence_bulk_copies();
+          task_barrier(counter, ++meetings * p.sides * p.split);
+          if (block_active && pass.dx != nullptr) {
+            barrier_wait(late, late_phase);
+            late_phase ^= 1;
+          }
+        }
+        const Unit* const received = messages + (parity ^ 1) * 2 * kUnits * slots + own_slot;
+        Unit* const sent = messages + parity * 2 * kUnits * slots + own_slot;
+        if (step > 0) barrier_wait(all_sent + 8 * previous.stage, previous.lap);
+        if (kCluster && step > 0) {
+          const int other = parity ^ 1;
+          if (from_left) {
+            const uint32_t barrier = borders + 8 * other;
+            if (sub == 0) barrier_expect(barrier, border_bytes);
+            barrier_wait(barrier, (left_phase >> other) & 1);
+          }
+          if (from_right) {
+            const uint32_t barrier = borders + 16 + 8 * other;
+            if (sub == 0) barrier_expect(barrier, border_bytes);
+            barrier_wait(barrier, (right_phase >> other) & 1);
+          }
+          // Every thread keeps the phases: in the next pass another one may hold the border.
+          if (uses_left) left_phase ^= 1u << other;
+          if (uses_right) right_phase ^= 1u << other;
+        }
+        previous = here;
+        here.advance(stages);
+        if (active) {
+          if (step > 0 && in_chunk + 1 != chunk) {
+#pragma unroll
+            for (int q = 0; q < kUnits; ++q) {
+              const Unit from_after = received[q * slots + per_position];
+              const Unit from_before = received[(kUnits + q) * slots - per_position];
+#pragma unroll
+              for (int e = 0; e < kUnitLanes; ++e) {
+                const int c = kUnitLanes * q + e;
+                g[c] += kept_message[c] + (lane(from_after, e) + lane(from_before, e));
+              }
+            }
+          }
+#pragma unroll
+          for (int q = 0; q < kUnits; ++q) {
+            float to_left[kUnitLanes], to_right[kUnitLanes];
+#pragma unroll
+            for (int e = 0; e < kUnitLanes; ++e) {
+              const int c = kUnitLanes * q + e;
+              to_left[e] = w[0][c] * g[c];
+              to_right[e] = w[2][c] * g[c];
+            }
+            const Unit left = as_unit(to_left, Unit()), right = as_unit(to_right, Unit());
+            sent[q * slots] = left;
+            sent[(kUnits + q) * slots] = right;
+            if (kCluster && step + 1 < lines) {
+              const uint32_t to = parity * 2 * way_bytes + q * slots * static_cast<int>(sizeof(Unit));
+              if (from_left) send_async(left_peer + to, left, left_peer_barrier + 8 * parity);
+              if (from_right) send_async(right_peer + to, right, right_peer_barrier + 8 * parity);
+            }
+          }
+#pragma unroll
+          for (int c = 0; c < N; ++c) kept_message[c] = w[1][c] * g[c];
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(all_sent + 8 * previous.stage);
+        if (active) {
+          const unsigned char* const operands = own + previous.stage * at.stage_bytes;
+          float v[N], out[N];
+          if (dlam.at != nullptr) {
+            unpack_words<T, N>(load_words<kBytes>(operands + kX * at.tile), v);
+#pragma unroll
+            for (int c = 0; c < N; ++c) out[c] = g[c] * v[c];
+            store_words(const_cast<char*>(dlam.at), pack_words<T, N>(out), kEvictFirst);
+            dlam.advance();
+          }
+          if (du.at != nullptr) {
+            unpack_words<T, N>(load_words<kBytes>(operands + kDy * at.tile), v);
+            unpack_words<T, N>(state_here, out);
+#pragma unroll
+            for (int c = 0; c < N; ++c) out[c] *= v[c];
+            store_words(const_cast<char*>(du.at), pack_words<T, N>(out), kEvictFirst);
+            du.advance();
+          }
+          if (dx.at != nullptr) {
+            unpack_words<T, N>(load_words<kBytes>(operands + kLam * at.tile), out);
+            if (adds(step)) {
+              unpack_words<T, N>(load_words<kBytes>(operands + kPartial * at.tile), v);
+#pragma unroll
+              for (int c = 0; c < N; ++c) out[c] = fmaf(out[c], g[c], v[c]);
+            } else {
+#pragma unroll
+              for (int c = 0; c < N; ++c) out[c] *= g[c];
+            }
+            store_words(const_cast<char*>(dx.at), pack_words<T, N>(out), kEvictLast);
+            dx.advance();
+          }
+          // The tile of the states before begins one position to the left.
+          const unsigned char* const before = operands + kState * at.tile;
+          if (step + 1 < lines) state_here = load_words<kBytes>(before + row_bytes);
+          if (da.at != nullptr) {
+            char* const to = const_cast<char*>(da.at);
+            float dw[3][N];
+            if (in_chunk == 0) {
+#pragma unroll
+              for (int k = 0; k < 3; ++k) {
+#pragma unroll
+                for (int c = 0; c < N; ++c) dw[k][c] = 0.0f;
+              }
+            } else {
+              unpack_words<T, N>(load_words<kBytes>(before), dw[0]);
+              unpack_words<T, N>(state_here, dw[1]);
+              unpack_words<T, N>(load_words<kBytes>(before + 2 * row_bytes), dw[2]);
+#pragma unroll
+              for (int c = 0; c < N; ++c) {
+#pragma unroll
+                for (int k = 0; k < 3; ++k) dw[k][c] *= g[c];
+                if constexpr (kNormalize) {
+                  const float mean = fmaf(w[0][c], dw[0][c], fmaf(w[1][c], dw[1][c], w[2][c] * dw[2][c]));
+#pragma unroll
+                  for (int k = 0; k < 3; ++k) dw[k][c] = sloped[k][c] * (dw[k][c] - mean);
+                } else {
+                  // NaN and inf times the zero outside the line are no gradient.
+                  if (!has_left) dw[0][c] = 0.0f;
+                  if (!has_right) dw[2][c] = 0.0f;
+                }
+              }
+            }
+#pragma unroll
+            for (int k = 0; k < 3; ++k) store_words(to + k * p.da_k, pack_words<T, N>(dw[k]), kEvictFirst);
+            da.advance();
+          }
+        }
+        // Threads without a position wait too: the loads of a line must not fall a lap behind.
+        if (step + 1 < lines) {
+          arrived(here);
+          if (active) prepare(here.stage);
+        }
+        if (--in_chunk < 0) in_chunk = chunk - 1;
+      }
+    }
+    fence_bulk_copies();
+    // A single line leaves one side nothing to add, but the other side waits for it.
+    if (meets && middle == lines) task_barrier(counter, ++meetings * p.sides * p.split);
+    // The next pass adds to what both sides have written.
+    if (p.sides == 2 && n + 1 < p.passes_per_part) task_barrier(counter, ++meetings * p.sides * p.split);
+  }
+  if constexpr (kCluster) cluster_sync();
+#endif
+}
+
+BulkLayout layout_of(const LineScanBackward& call) {
+  return bulk_plan(call.shape, call.dx.data != nullptr, kDemand);
+}
+
+template <typename T, int N, bool kNormalize, bool kCluster>
+cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
+  return launch_clusters(bulk_backward_kernel<T, N, kNormalize, kCluster>, p, l.blocks(s), l.threads + 32,
+                         l.shared, l.split, stream);
+}
+
+template <typename T, int N>
+cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
+  if (l.split > 1) {
+    return s.normalize ? launch<T, N, true, true>(p, l, s, stream) : launch<T, N, false, true>(p, l, s, stream);
+  }
+  return s.normalize ? launch<T, N, true, false>(p, l, s, stream) : launch<T, N, false, false>(p, l, s, stream);
+}
+
+template <typename T>
+cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stream, bool accumulate) {
+  const LineScanShape& s = call.shape;
+  const BulkLayout l = layout_of(call);
+  constexpr int kBytes = sizeof(T);
+  Params p;
+  p.state_stride = byte_strides(call.state, kBytes);
+  p.dx_stride = byte_strides(call.dx, kBytes);
+  p.da_stride = byte_strides(call.da, kBytes);
+  p.da_k = call.da.k * kBytes;
+  p.dlam_stride = byte_strides(call.dlam, kBytes);
+  p.du_stride = byte_strides(call.du, kBytes);
+  const int64_t tensor = s.batch * s.height * s.width * s.channels * kBytes;
+  const int per_part = s.num_directions / l.parts;
+  p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
+  p.counters = static_cast<unsigned*>(workspace);
+  char* const scratch = static_cast<char*>(workspace) + l.counter_bytes(s);
+  if (l.sides == 2) {
+    const cudaError_t error = cudaMemsetAsync(p.counters, 0, l.counter_bytes(s), stream);
+    if (error != cudaSuccess) return error;
+  }
+  p.groups = l.groups;
+  p.vectors = l.vectors;
+  p.slices = l.slices;
+  p.parts = l.parts;
+  p.passes_per_part = per_part / l.sides;
+  p.sides = l.sides;
+  p.split = l.split;
+  p.positions = l.positions;
+  p.stages = l.stages;
+  const auto slot = [&](const auto& view, int i) {
+    return view.data == nullptr ? nullptr : static_cast<char*>(view.data) + i * view.d * kBytes;
+  };
+  int order[kMaxDirections];
+  scan_order(s, l.sides, order);
+  bool encoded = true;
+  for (int n = 0; n < s.num_directions; ++n) {
+    const int i = order[n];
+    const Direction d = s.directions[i];
+    Pass& pass = p.passes[n];
+    pass.vertical = is_vertical(d);
+    pass.reversed = is_reversed(d);
+    pass.accumulate = accumulate || n % per_part >= l.sides;
+    pass.lines = static_cast<int>(num_lines(s, d));
+    pass.length = static_cast<int>(line_length(s, d));
+    pass.positions = (pass.length + l.split - 1) / l.split;
+    pass.has_lam = call.lam.data != nullptr;
+    pass.has_u = call.u.data != nullptr;
+    pass.last_state = slot(call.state, i);
+    pass.da = slot(call.da, i);
+    pass.dlam = slot(call.dlam, i);
+    pass.du = slot(call.du, i);
+    pass.dx = static_cast<char*>(call.dx.data);
+    if (l.scratch) pass.dx = scratch + n / per_part * tensor;
+    const TileMaps maps{s, pass.vertical, pass.lines, pass.length, pass.positions, l.vectors, kBytes};
+    encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) &&
+              maps.encode(&pass.a, call.a, slot(call.a, i)) &&
+              (!pass.has_lam || maps.encode(&pass.lam, call.lam, slot(call.lam, i))) &&
+              (!pass.has_u || maps.encode(&pass.u, call.u, slot(call.u, i))) &&
+              maps.encode(&pass.dy, call.dy, slot(call.dy, i)) &&
+              maps.encode(&pass.state, call.state, slot(call.state, i), 2) &&
+              (pass.dx == nullptr || maps.encode(&pass.partial, call.dx, pass.dx));
+  }
+  if (!encoded) return cudaErrorInvalidValue;
+  const cudaError_t error =
+      l.lanes == 2 ? launch<T, 2>(p, l, s, stream) : launch<T, kLanes<T>>(p, l, s, stream);
+  if (error != cudaSuccess || !l.scratch) return error;
+  return sum_parts<T>(scratch, call.dx.data, l.parts, tensor, stream);
+}
+
+}  // namespace
+
+bool bulk_backward_applies(const LineScanBackward& call) {
+  const LineScanShape& s = call.shape;
+  if (s.dtype == DType::kFloat64 || s.affinity_channels != s.channels || call.state.data == nullptr) return false;
+  const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
+  if (s.channels * bytes % 16 != 0) return false;
+  if (!(tiled(call.x, s, bytes) && tiled(call.a, s, bytes) && tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) &&
+        tiled(call.dy, s, bytes) && tiled(call.state, s, bytes) && tiled(call.dx, s, bytes) &&
+        vectorised(call.da, bytes) && vectorised(call.dlam, bytes) && vectorised(call.du, bytes))) {
+    return false;
+  }
+  const BulkLayout l = layout_of(call);
+  const bool dense =
+      call.dx.w == s.channels && call.dx.h == s.channels * s.width && call.dx.b == call.dx.h * s.height;
+  return l.valid && (dense || !l.scratch);
+}
+
+size_t bulk_backward_workspace(const LineScanBackward& call) { return layout_of(call).workspace(call.shape); }
+
+cudaError_t bulk_backward(const LineScanBackward& call, void* workspace, cudaStream_t stream, bool accumulate) {
+  switch (call.shape.dtype) {
+    case DType::kFloat16:
+      return run<__half>(call, workspace, stream, accumulate);
+    case DType::kBFloat16:
+      return run<__nv_bfloat16>(call, workspace, stream, accumulate);
+    case DType::kFloat32:
+      return run<float>(call, workspace, stream, accumulate);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace cgspn::cuda
