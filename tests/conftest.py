@@ -28,9 +28,11 @@ import_torchvision()
 
 
 def pytest_configure(config):
-    # One thread a worker: more only makes the workers wait for each other.
+    # One thread a worker: more only makes the workers wait for each other. Processes that tests start must
+    # not have more, so that their sums have the same order.
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):
