@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 DIRECTIONS = ("tb", "bt", "lr", "rl")
 
@@ -13,9 +13,12 @@ def direction_codes(directions: Sequence[str]) -> list[int]:
     Raises:
         ValueError: If ``directions`` is empty, repeats a name or holds an unknown one.
     """
-    names = (directions,) if isinstance(directions, str) else tuple(directions)
+    if isinstance(directions, str):
+        names: tuple[str, ...] = (directions,)
+    else:
+        names = tuple(directions) if isinstance(directions, Iterable) else (directions,)
     unknown = [name for name in names if name not in DIRECTIONS]
-    if unknown or not names or len(set(names)) != len(names):
+    if unknown or not names or len(set(names)) < len(names):
         raise ValueError(
             f"directions must be distinct names out of {', '.join(DIRECTIONS)}, at least one; got {names!r}."
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cgspn.ops import library
+from cgspn.ops.checks import check_chunk, check_tensors
 from cgspn.ops.directions import DIRECTIONS, direction_codes
 from cgspn.ops.line_scan import DTYPES, line_scan
 
@@ -57,7 +58,8 @@ def latent_propagation(
 
     Source: C-GSPN, arXiv:2606.00746, for the linear layer; the fusion is this project's.
     """
-    codes, affinity_channels = _check(x, weight, bias, directions, chunk)
+    codes, affinity_channels = _check(x, weight, bias, directions)
+    chunk = check_chunk(chunk)
     if library.active(x.device):
         return torch.ops.cgspn.latent_propagation(x, weight, bias, codes, chunk)
     p = torch.nn.functional.linear(x.permute(0, 2, 3, 1), weight, bias)
@@ -168,9 +170,8 @@ def _checked(name: str) -> str:
 _backend = _checked(os.environ.get(BACKEND, "auto"))
 
 
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[str], chunk: int | None
-) -> tuple[list[int], int]:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[str]) -> tuple[list[int], int]:
+    check_tensors(x=x, weight=weight, bias=bias)
     codes = direction_codes(directions)
     if x.dim() != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}.")
@@ -191,6 +192,4 @@ def _check(
             raise ValueError(f"{name} must be on {x.device} as x is, got {tensor.device}.")
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 line, or None for the whole extent; got {chunk}.")
     return codes, channels if rows == per_channel else 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cgspn.ops import library
+from cgspn.ops.checks import check_chunk, check_tensors
 from cgspn.ops.directions import DIRECTIONS, direction_codes
 from cgspn.ops.reference import line_scan_ref
 
@@ -60,7 +61,8 @@ def line_scan(
 
     Source: GSPN, arXiv:2501.12381, equations 1-3; C-GSPN, arXiv:2606.00746.
     """
-    codes = _check(x, a, lam, u, directions, chunk, reduce)
+    codes = _check(x, a, lam, u, directions, reduce)
+    chunk = check_chunk(chunk)
     if not library.active(x.device):
         return line_scan_ref(
             x, a, lam, u, directions=directions, chunk=chunk, normalize=normalize, reduce=reduce
@@ -76,9 +78,9 @@ def _check(
     lam: Tensor | None,
     u: Tensor | None,
     directions: Sequence[str],
-    chunk: int | None,
     reduce: str,
 ) -> list[int]:
+    check_tensors(x=x, a=a, **{k: t for k, t in (("lam", lam), ("u", u)) if t is not None})
     codes = direction_codes(directions)
     if x.dim() != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}.")
@@ -102,8 +104,6 @@ def _check(
             raise ValueError(f"{name} must be on {x.device} as x is, got {tensor.device}.")
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1 line, or None for the whole extent; got {chunk}.")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}.")
     return codes

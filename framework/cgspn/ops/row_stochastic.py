@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cgspn.ops import library
+from cgspn.ops.checks import check_tensors
 from cgspn.ops.directions import DIRECTIONS, direction_codes
 from cgspn.ops.line_scan import DTYPES
 from cgspn.ops.reference import row_stochastic_ref
@@ -31,6 +32,7 @@ def row_stochastic(a: Tensor, *, directions: Sequence[str] = DIRECTIONS) -> Tens
 
     Source: GSPN, arXiv:2501.12381, the Stability-Context Condition.
     """
+    check_tensors(a=a)
     codes = direction_codes(directions)
     if a.dim() != 6 or a.shape[1] != len(codes) or a.shape[2] != 3:
         raise ValueError(f"a must have shape (B, {len(codes)}, 3, Ca, H, W), got {tuple(a.shape)}.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgspn.ops import library
+from cgspn.ops.checks import check_linear, check_tensors, rows_of
 from cgspn.ops.choice import Choice
 
 CHOICE = Choice("token-wise linear", "CGSPN_TOKEN_LINEAR")
@@ -36,6 +37,16 @@ def layer_norm_linear(
         Shape (..., C_c).
     """
     tensors = (x, norm_weight, norm_bias, weight, bias)
+    check_tensors(x=x, norm_weight=norm_weight, norm_bias=norm_bias, weight=weight, bias=bias)
+    width = x.shape[-1] if x.dim() else 0
+    check_linear(
+        "x",
+        x,
+        weight,
+        norm_weight=(norm_weight, width),
+        norm_bias=(norm_bias, width),
+        bias=(bias, rows_of(weight)),
+    )
     if CHOICE.fused(obstacle(x, weight.shape[0], tensors)):
         return torch.ops.cgspn.layer_norm_linear(*tensors, eps)
     return F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight, bias)
@@ -57,6 +68,13 @@ def linear_residual(
         Shape (..., C).
     """
     tensors = (x, h, weight, bias, *(() if scale is None else (scale,)))
+    check_tensors(h=h, weight=weight, bias=bias, x=x, **({} if scale is None else {"scale": scale}))
+    check_linear("h", h, weight, bias=(bias, rows_of(weight)), scale=(scale, rows_of(weight)))
+    if x.shape != (*h.shape[:-1], weight.shape[0]):
+        raise ValueError(
+            f"x must have shape {(*h.shape[:-1], weight.shape[0])} for h of {tuple(h.shape)}, "
+            f"got {tuple(x.shape)}."
+        )
     if CHOICE.fused(obstacle(x, weight.shape[1], tensors)):
         return torch.ops.cgspn.linear_residual(h, weight, bias, scale, x)
     y = F.linear(h, weight, bias)
