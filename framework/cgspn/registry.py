@@ -217,8 +217,13 @@ def convert(annotation: Any, value: Any, path: str) -> Any:
     parser = value_parser(annotation)
     try:
         if isinstance(value, Raw):
-            return parser.parse_args([f"--value={value}"]).value
-        return parser.parse_object({"value": value}, defaults=False).value
+            converted = parser.parse_args([f"--value={value}"]).value
+        else:
+            converted = parser.parse_object({"value": value}, defaults=False).value
+        # jsonargparse lets None pass for every type.
+        if converted is not None or types.NoneType in (annotation, *typing.get_args(annotation)):
+            return converted
+        raise jsonargparse.ArgumentError(None, "None")
     except jsonargparse.ArgumentError:
         text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
         raise ValueError(f"{path}: expected {text.replace('typing.', '')}, got {value!r}.") from None

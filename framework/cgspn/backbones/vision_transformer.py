@@ -121,6 +121,8 @@ class VisionEncoder(PretrainedMixin, nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         check_positive(img_size=height, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim)
         check_positive(img_size=width, depth=depth, mlp_dim=1 if mlp_dim is None else mlp_dim)
+        if layer_scale is not None and not math.isfinite(layer_scale):
+            raise ValueError(f"layer_scale={layer_scale} must be a number, or null for none.")
         if not (math.isfinite(norm_eps) and norm_eps > 0):
             raise ValueError(f"norm_eps={norm_eps} must be a positive number.")
         if pos_embed not in POSITIONS:
