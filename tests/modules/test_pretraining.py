@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -121,11 +123,13 @@ def test_init_from_another_model(tmp_path, teacher_path, module, tiny):
     [
         (dict(contrastive="clip"), "'clip'. Valid: info_nce, sigmoid"),
         (dict(templates=["a photo"]), "'a photo' has no {}"),
+        (dict(lr=1e39), "lr=1e+39 must be a number from 0 to 3.4e+38"),
+        (dict(weight_decay=float("nan")), "weight_decay=nan must be a number from 0"),
     ],
-    ids=["contrastive", "template"],
+    ids=["contrastive", "template", "lr", "weight_decay"],
 )
 def test_bad_arguments(arguments, message, module):
-    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("{", r"\{")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         module(**arguments)
 
 

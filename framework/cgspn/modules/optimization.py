@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
@@ -53,10 +54,11 @@ def check_optimization(
     Raises:
         ValueError: If one is out of its range; the message names it.
     """
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr={lr} must be a number, at least 0.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay} must be a number, at least 0.")
+    # Beyond, torch raises an OverflowError in the first step.
+    largest = torch.finfo(torch.float32).max
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not 0 <= value <= largest:
+            raise ValueError(f"{name}={value} must be a number from 0 to {largest:.1e}.")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"betas={tuple(betas)} must be two numbers in [0, 1).")
     if warmup_steps < 0:
