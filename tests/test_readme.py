@@ -14,6 +14,8 @@ def test_python_of_the_readme_runs():
     names = {}
     exec(code, names)
     assert names["y"].shape == (1, 64, 37, 53)
+    assert names["features"].shape[:3] == (1, 25, 38)
+    assert names["summary"].shape == (1, names["features"].shape[-1])
 
 
 def test_every_file_names_the_same_version():
