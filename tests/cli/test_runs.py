@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -166,3 +169,22 @@ def test_two_ranks_share_one_folder(shell):
     assert result.code == 0, result.err
     assert [p.name for p in Path("runs/base").iterdir() if not p.is_symlink()] == ["0"]
     assert (Path("runs/base/0") / "checkpoints/last.ckpt").exists()
+
+
+def test_full_disk():
+    """A limit on the size of files stands for a disk that is full."""
+    command = f"ulimit -f 16; exec {sys.executable} -m cgspn.cli fit -c base.yaml"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert re.match(r"cgspn: error: The checkpoint of step \d+ cannot be written to runs/base/0", line), line
+    assert line.endswith("File too large; nothing was saved.")
+    assert "Traceback" not in done.stderr
+    assert not list(Path("runs/base/0/checkpoints").glob("*"))
+
+
+def test_run_folder_that_cannot_be_made(shell):
+    Path("file").touch()
+    result = shell("fit", "-c", "base.yaml", "--run.root=file")
+    assert result.code == 2
+    assert result.err.splitlines()[-1] == "cgspn: error: Not a directory: file/base"

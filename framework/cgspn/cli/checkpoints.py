@@ -149,7 +149,8 @@ class LastCheckpoint(Checkpoint):
         """Writes the checkpoint, replacing the one before when it is complete.
 
         Raises:
-            UsageError: If the loss or a weight is not finite; nothing is written then.
+            UsageError: If the loss or a weight is not finite, or the file cannot be written. The checkpoint
+                before stays.
         """
         self.check_losses(trainer)
         self.check_weights(trainer)
@@ -158,7 +159,14 @@ class LastCheckpoint(Checkpoint):
         # Lightning writes to a temporary folder and moves the file, which copies it where that is another
         # file system: killed then, it would leave half a file in the place of the one before.
         partial = self.path.with_name(f".{self.path.name}")
-        trainer.save_checkpoint(partial)
+        try:
+            trainer.save_checkpoint(partial)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            step, reason = trainer.global_step, error.strerror or error
+            raise UsageError(
+                f"The checkpoint of step {step} cannot be written to {self.folder}: {reason}; {self._kept()}."
+            ) from error
         if trainer.is_global_zero:
             if self.path.is_dir():
                 shutil.rmtree(self.path)
@@ -189,11 +197,13 @@ class LastCheckpoint(Checkpoint):
             raise self._diverged(f"{name} is not finite at step {trainer.global_step}")
 
     def _diverged(self, what: str) -> UsageError:
-        kept = f"{self.path} is of step {self.saved_step}" if self.path.exists() else "nothing was saved"
         return UsageError(
-            f"Training has diverged: {what}; {kept}. Try a smaller model.lr, more warm-up or "
+            f"Training has diverged: {what}; {self._kept()}. Try a smaller model.lr, more warm-up or "
             "--trainer.gradient_clip_val; --trainer.detect_anomaly=true finds the operation."
         )
+
+    def _kept(self) -> str:
+        return f"{self.path} is of step {self.saved_step}" if self.path.exists() else "nothing was saved"
 
     def _take_signals(self) -> None:
         for number in SIGNALS:
