@@ -1,6 +1,10 @@
 """SIGINT and SIGTERM leave a checkpoint from which training goes on as if nothing had happened."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,3 +37,24 @@ def test_signal_during_fit(shell, cgspn, name):
     assert cgspn("fit", "-c", "base.yaml", "--run.name=whole").code == 0
     whole, resumed = checkpoint("runs/whole/0"), checkpoint("runs/stopped/1")
     assert resumed["global_step"] == whole["global_step"] == 4
+
+
+def test_ctrl_c_while_drawing_scenes():
+    """As in a terminal: the signal goes to the command and to its workers."""
+    command = [sys.executable, "-m", "cgspn.cli", "scenes", "scenes", "--num", "20000", "--size", "64"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(Path().glob(".scenes.*/images/training/*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "cgspn: interrupted.\n"
+    assert not list(Path().glob("*scenes*"))

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -248,7 +249,9 @@ def _drawing(
         return
     # Fork where it exists: the workers only need NumPy and Pillow, and start at once.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    with multiprocessing.get_context(method).Pool(workers) as pool:
+    # Ctrl-C reaches every process of a terminal; this one ends the others.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context(method).Pool(workers, signal.signal, ignore) as pool:
         yield lambda start, count: drawn(pool.imap(encode, range(start, start + count), chunksize=8))
 
 
