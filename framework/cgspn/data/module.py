@@ -88,6 +88,8 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             generator=torch.Generator(),
+            # The indices come from this process, so workers need not start anew with every epoch.
+            persistent_workers=train and self.num_workers > 0,
         )
         if not train:
             return EvaluationLoader(loader, len(batches), f"None of the {size} samples can be read.")
