@@ -143,6 +143,19 @@ def test_bitwise_repeatable(dtype, device):
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_do_not_depend_on_the_layout_of_dy(dtype, device):
+    """The gradient of a sum is one element, expanded; compiled code lays the same values out."""
+    tensors = draw((2, 32, 4, 5), dtype=dtype, device=device)
+    one = torch.ones((), dtype=dtype, device=device).expand(tensors[0].shape)
+    dense = [one.contiguous(memory_format=f) for f in (torch.channels_last, torch.contiguous_format)]
+    first, *others = (answers(latent_propagation, tensors, dy) for dy in (one, *dense))
+    for other in others:
+        for mine, theirs in zip(first, other, strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@needs_native
 def test_the_backward_pass_may_go_image_by_image(device, monkeypatch):
     tensors = draw((5, 4, 6, 3), dtype=torch.float64, device=device)
     dy = torch.randn_like(tensors[0])

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from cgspn.ops.layout import strides_like
 from cgspn.ops.registration import (
     OptionalTensor,
-    _absent,
-    _library,
-    _like,
-    _line_scan_flops,
-    _refuse_double_backward,
-    _register_autocast,
-    _register_autograd,
+    absent,
+    empty_like,
+    library_handle,
+    line_scan_flops,
+    refuse_double_backward,
+    register_autocast,
+    register_autograd,
 )
 
 NAMES = ("latent_propagation", "latent_propagation_backward", "latent_scan_backward")
@@ -29,13 +30,13 @@ PARAMETER_BYTES = 2**29
 def register() -> None:
     """Registers everything; called once, after the native library has been loaded."""
     for device in ("CPU", "CUDA"):
-        _library().impl("latent_propagation_backward", _backward, device)
+        library_handle().impl("latent_propagation_backward", _backward, device)
     torch.library.register_fake("cgspn::latent_propagation", _fake)
     torch.library.register_fake("cgspn::latent_propagation_backward", _backward_fake)
-    _register_autograd("latent_propagation", _vjp, _context)
-    refuse = _refuse_double_backward("latent_propagation_backward")
-    _register_autograd("latent_propagation_backward", refuse, None)
-    _register_autocast("latent_propagation")
+    register_autograd("latent_propagation", _vjp, _context)
+    refuse = refuse_double_backward("latent_propagation_backward")
+    register_autograd("latent_propagation_backward", refuse, None)
+    register_autocast("latent_propagation")
     torch.library.register_fake("cgspn::latent_scan_backward", _scan_backward_fake)
     for name in ("latent_propagation", "latent_propagation_backward"):
         torch.library.register_vmap(f"cgspn::{name}", _loop(getattr(torch.ops.cgspn, name)))
@@ -44,7 +45,7 @@ def register() -> None:
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, directions: Sequence[int], chunk: int | None) -> Tensor:
-    return _like(x)
+    return empty_like(x)
 
 
 def _backward_fake(
@@ -57,7 +58,8 @@ def _backward_fake(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dweight, dbias = (
-        _like(t) if needed else _absent(x) for t, needed in zip((x, weight, bias), output_mask, strict=True)
+        empty_like(t) if needed else absent(x)
+        for t, needed in zip((x, weight, bias), output_mask, strict=True)
     )
     return dx, dweight, dbias
 
@@ -65,7 +67,7 @@ def _backward_fake(
 def _scan_backward_fake(
     dy: Tensor, x: Tensor, p: Tensor, directions: Sequence[int], chunk: int | None
 ) -> tuple[Tensor, Tensor]:
-    return _like(x), p.new_empty(p.shape)
+    return empty_like(x), p.new_empty(p.shape)
 
 
 def _backward(
@@ -83,7 +85,11 @@ def _backward(
     weight's gradient of some images. Sums over images are made in float32 (float64), in their order.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    dx = _like(x) if output_mask[0] else _absent(x)
+    dx = empty_like(x) if output_mask[0] else absent(x)
+    # Kernels are chosen by strides: one layout for every dy, else the gradient of a sum, expanded from one
+    # element, would be rounded otherwise than the same values laid out as y.
+    if dy.stride() != strides_like(x):
+        dy = empty_like(x).copy_(dy)
     dweight = torch.zeros(weight.shape, dtype=wide, device=x.device)
     dbias = torch.zeros(bias.shape, dtype=wide, device=x.device)
     batch, _, height, width = x.shape
@@ -103,7 +109,7 @@ def _backward(
         if output_mask[2]:
             dbias += rows.sum(0, dtype=wide)
     wanted = ((weight, dweight, output_mask[1]), (bias, dbias, output_mask[2]))
-    narrow = [_like(t).copy_(grad) if needed else _absent(x) for t, grad, needed in wanted]
+    narrow = [empty_like(t).copy_(grad) if needed else absent(x) for t, grad, needed in wanted]
     return dx, narrow[0], narrow[1]
 
 
@@ -143,7 +149,7 @@ def _flops(
     batch, channels, height, width = x_shape
     rows, num = weight_shape[0], len(args[1])
     affinity_channels = channels if rows == 5 * num * channels else 1
-    scan = _line_scan_flops(x_shape, torch.Size((batch, num, 3, affinity_channels, height, width)))
+    scan = line_scan_flops(x_shape, torch.Size((batch, num, 3, affinity_channels, height, width)))
     return 2 * batch * height * width * rows * channels + scan
 
 

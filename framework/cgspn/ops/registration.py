@@ -26,23 +26,25 @@ def register() -> None:
         ("row_stochastic_backward", _row_stochastic_backward_fake),
     ):
         torch.library.register_fake(f"cgspn::{name}", fake)
-    _register_autograd("line_scan", _line_scan_vjp, _line_scan_context)
-    _register_autograd("row_stochastic", _row_stochastic_vjp, _row_stochastic_context)
+    register_autograd("line_scan", _line_scan_vjp, _line_scan_context)
+    register_autograd("row_stochastic", _row_stochastic_vjp, _row_stochastic_context)
     for name in ("line_scan_backward", "row_stochastic_backward"):
-        _register_autograd(name, _refuse_double_backward(name), None)
+        register_autograd(name, refuse_double_backward(name), None)
     for name in ("line_scan", "row_stochastic"):
-        _register_autocast(name)
+        register_autocast(name)
     for name, num_tensors in zip(NAMES, (4, 6, 1, 2), strict=True):
         torch.library.register_vmap(f"cgspn::{name}", _vmap_rule(name, num_tensors))
-    register_flop_formula([torch.ops.cgspn.line_scan])(_line_scan_flops)
+    register_flop_formula([torch.ops.cgspn.line_scan])(line_scan_flops)
     register_flop_formula([torch.ops.cgspn.line_scan_backward])(_line_scan_backward_flops)
 
 
-def _like(t: Tensor) -> Tensor:
+def empty_like(t: Tensor) -> Tensor:
+    """An output of the shape of ``t``, laid out by the rule of ``layout.py``."""
     return t.new_empty_strided(t.shape, strides_like(t))
 
 
-def _absent(t: Tensor) -> Tensor:
+def absent(t: Tensor) -> Tensor:
+    """The output, of shape (0,), that stands for one that was not asked for."""
     return t.new_empty(0)
 
 
@@ -59,8 +61,8 @@ def _line_scan_fake(
 ) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = x.shape
     gate = (batch, len(directions), channels, height, width)
-    y = _like(x) if sum else x.new_empty_strided(gate, unsummed_strides(x, len(directions)))
-    state = x.new_empty_strided(gate, state_strides(x)) if save_state else _absent(x)
+    y = empty_like(x) if sum else x.new_empty_strided(gate, unsummed_strides(x, len(directions)))
+    state = x.new_empty_strided(gate, state_strides(x)) if save_state else absent(x)
     return y, state
 
 
@@ -78,18 +80,18 @@ def _line_scan_backward_fake(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx, da, dlam, du = (
-        _like(t) if needed and t is not None else _absent(x)
+        empty_like(t) if needed and t is not None else absent(x)
         for t, needed in zip((x, a, lam, u), output_mask, strict=True)
     )
     return dx, da, dlam, du
 
 
 def _row_stochastic_fake(a: Tensor, directions: Sequence[int]) -> Tensor:
-    return _like(a)
+    return empty_like(a)
 
 
 def _row_stochastic_backward_fake(dw: Tensor, a: Tensor, directions: Sequence[int]) -> Tensor:
-    return _like(a)
+    return empty_like(a)
 
 
 def _line_scan_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -122,7 +124,7 @@ def _row_stochastic_vjp(ctx: Any, dw: Tensor) -> tuple[Tensor, None]:
     return torch.ops.cgspn.row_stochastic_backward(dw, a, ctx.directions), None
 
 
-def _register_autograd(name: str, vjp: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
+def register_autograd(name: str, vjp: Callable[..., Any], setup_context: Callable[..., None] | None) -> None:
     """As ``torch.library.register_autograd``, but forward mode and ``torch.func`` raise.
 
     Left alone, forward mode drops the tangents silently.
@@ -141,17 +143,19 @@ def _register_autograd(name: str, vjp: Callable[..., Any], setup_context: Callab
             )
         return kernel(keyset, *args, **kwargs)
 
-    _library().impl(name, checked, "Autograd", with_keyset=True)
+    library_handle().impl(name, checked, "Autograd", with_keyset=True)
 
 
-def _refuse_double_backward(name: str) -> Callable[..., NoReturn]:
+def refuse_double_backward(name: str) -> Callable[..., NoReturn]:
+    """A derivative that raises, for operators which have none."""
+
     def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(f"cgspn::{name} has no derivative: double backward is not supported.")
 
     return refuse
 
 
-def _register_autocast(name: str) -> None:
+def register_autocast(name: str) -> None:
     """Casts floating inputs to the autocast dtype; float64 stays, as in torch's own operators."""
     op = getattr(torch.ops.cgspn, name).default
     for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
@@ -163,7 +167,7 @@ def _register_autocast(name: str) -> None:
             ):
                 return op(*(_autocast(arg, device, dtype) for arg in args))
 
-        _library().impl(name, kernel, key, with_keyset=True)
+        library_handle().impl(name, kernel, key, with_keyset=True)
 
 
 def _autocast(arg: Any, device: str, dtype: torch.dtype) -> Any:
@@ -175,7 +179,7 @@ def _autocast(arg: Any, device: str, dtype: torch.dtype) -> Any:
 _LIBRARIES: list[torch.library.Library] = []
 
 
-def _library() -> torch.library.Library:
+def library_handle() -> torch.library.Library:
     """The handle whose registrations last as long as the process."""
     if not _LIBRARIES:
         _LIBRARIES.append(torch.library.Library("cgspn", "FRAGMENT"))
@@ -208,7 +212,7 @@ def _vmap_rule(name: str, num_tensors: int) -> Callable[..., tuple[Any, Any]]:
     return rule
 
 
-def _line_scan_flops(
+def line_scan_flops(
     x_shape: torch.Size, a_shape: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     """Per pixel, channel and direction: 6 for the three neighbours, 2 for each gate; 12 per row of logits."""
@@ -226,4 +230,4 @@ def _line_scan_backward_flops(
     **kwargs: Any,
 ) -> int:
     """Twice the forward pass: every product has two factors."""
-    return 2 * _line_scan_flops(x_shape, a_shape)
+    return 2 * line_scan_flops(x_shape, a_shape)

@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from cgspn.ops.registration import OptionalTensor, _library, _register_autocast, _register_autograd
+from cgspn.ops.registration import OptionalTensor, library_handle, register_autocast, register_autograd
 
 NAMES = ("layer_norm_linear", "linear_residual")
 
 
 def register() -> None:
     """Registers everything; called once, after the native library has been loaded."""
-    _library().impl("layer_norm_linear", _layer_norm_linear, "CPU")
-    _library().impl("linear_residual", _linear_residual, "CPU")
+    library_handle().impl("layer_norm_linear", _layer_norm_linear, "CPU")
+    library_handle().impl("linear_residual", _linear_residual, "CPU")
     torch.library.register_fake("cgspn::layer_norm_linear", _layer_norm_linear_fake)
     torch.library.register_fake("cgspn::linear_residual", _linear_residual_fake)
-    _register_autograd("layer_norm_linear", _layer_norm_linear_vjp, _layer_norm_linear_context)
-    _register_autograd("linear_residual", _linear_residual_vjp, _linear_residual_context)
+    register_autograd("layer_norm_linear", _layer_norm_linear_vjp, _layer_norm_linear_context)
+    register_autograd("linear_residual", _linear_residual_vjp, _linear_residual_context)
     for name in NAMES:
-        _register_autocast(name)
+        register_autocast(name)
     register_flop_formula([torch.ops.cgspn.layer_norm_linear])(_layer_norm_linear_flops)
     register_flop_formula([torch.ops.cgspn.linear_residual])(_linear_residual_flops)
 
