@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cgspn.ops import library
 from cgspn.ops.checks import check_chunk, check_tensors
@@ -68,8 +69,20 @@ def line_scan(
             x, a, lam, u, directions=directions, chunk=chunk, normalize=normalize, reduce=reduce
         )
     save_state = torch.is_grad_enabled() and (a.requires_grad or (u is not None and u.requires_grad))
-    y, _ = torch.ops.cgspn.line_scan(x, a, lam, u, codes, chunk, normalize, reduce == "sum", save_state)
-    return y
+    arguments = (x, a, lam, u, codes, chunk, normalize, reduce == "sum", save_state)
+    if _nothing_to_differentiate(x, a, lam, u):
+        # The derivative's Python would take as long on the host as the rest of the call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.cgspn.line_scan.default(*arguments)[0]
+    return torch.ops.cgspn.line_scan(*arguments)[0]
+
+
+def _nothing_to_differentiate(*tensors: Tensor | None) -> bool:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0:
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
 
 
 def _check(
