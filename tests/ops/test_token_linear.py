@@ -181,7 +181,7 @@ def test_the_choice_is_logged_once(caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: [t[0].half(), *t[1:]], "x is torch.float16, not bfloat16"),
+        (lambda t: [v.half() for v in t], "x is torch.float16, not bfloat16"),
         (lambda t: [t[0].T.contiguous().T, *t[1:]], "not contiguous"),
         (lambda t: [t[0][:, :32].contiguous(), t[1][:32], t[2][:32], t[3][:, :32], t[4]], "multiple of 64"),
         (lambda t: [*t[:3], t[3][:8], t[4][:8]], "one of"),
