@@ -1,6 +1,7 @@
 // Backward scans of one block along one axis.
 #pragma once
 
+#include "cpu/backward_rows.h"
 #include "cpu/forward.h"
 
 namespace cgspn::cpu {
@@ -38,7 +39,9 @@ class RecomputedState {
 
 template <class T, class In>
 void backward_with_state(const LineScanBackward& call, const Block& block, Partial dx, SharedGradient shared) {
-  if (fits_rows<T>(call, block)) return backward_rows<T, In>(call, block, dx);
+  if (const int pieces = pieces_of<T, In>(call, block)) {
+    return with_pieces<In>(pieces, [&](auto n) { backward_rows<T, In, n()>(call, block, dx); });
+  }
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
   const int64_t together = lines_together(block, extent), size = extent.size();

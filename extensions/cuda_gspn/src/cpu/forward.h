@@ -1,14 +1,17 @@
 // Forward scans of one block along one axis.
 #pragma once
 
-#include "cpu/rows.h"
+#include "cpu/forward_rows.h"
+#include "cpu/readers.h"
 
 namespace cgspn::cpu {
 namespace {
 
 template <class T, class In>
 void forward_as(const LineScanForward& call, const Block& block, Partial partial) {
-  if (fits_rows<T>(call, block)) return forward_rows<T, In>(call, block, partial);
+  if (const int pieces = pieces_of<T, In>(call, block)) {
+    return with_pieces<In>(pieces, [&](auto n) { forward_rows<T, In, n()>(call, block, partial); });
+  }
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
   const int64_t together = lines_together(block, extent);
