@@ -123,7 +123,7 @@ def test_chunks_are_scans_of_their_own(device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [1, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4, 8, 12, 20])
 def test_bitwise_repeatable_for_any_number_of_threads(channels, layout, device):
     case = Case((2, channels, 19, 23), layout=layout)
     tensors = draw(case, torch.float32, device)
