@@ -84,7 +84,7 @@ def test_keys_are_equal_where_captions_are():
 
 def test_different_numbers_of_rows_raise():
     with pytest.raises(ValueError, match="8, 7, 8"):
-        info_nce(torch.randn(8, 4), torch.randn(7, 4), torch.zeros(8), torch.tensor(1.0))
+        info_nce(torch.randn(8, 4), torch.randn(7, 4), torch.arange(8), torch.tensor(1.0))
 
 
 def sharded(rank, world_size, folder):

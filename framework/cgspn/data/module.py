@@ -13,6 +13,7 @@ from cgspn.data.bad_samples import BadSamples
 from cgspn.data.collate import Collate
 from cgspn.data.loader import EpochBatches, EpochLoader, Epochs, EvaluationLoader, Position
 from cgspn.data.transforms import ImageTransform
+from cgspn.errors import check_at_least
 
 
 class ImageDataModule(LightningDataModule):
@@ -41,12 +42,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: int,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {num_workers}.")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}.")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, num_workers=num_workers, seed=seed)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.transform = ImageTransform(image_size, mean, std)
         self.train_transform = ImageTransform(image_size, mean, std, crop, flip)

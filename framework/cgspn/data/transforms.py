@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 HALF = (0.5, 0.5, 0.5)
 # The largest side of a JPEG.
 MAX_SIDE = 65535
+# Far below it, the quotients overflow float32.
+SMALLEST_STD = 1e-6
+EIGHT_BITS = ("1", "L", "P", "CMYK", "YCbCr", "HSV")
 
 
 class ImageTransform:
@@ -38,14 +43,17 @@ class ImageTransform:
         crop: float | None = None,
         flip: bool = False,
     ) -> None:
-        sides = (size, size) if isinstance(size, int) else tuple(size)
-        if len(sides) != 2 or not all(1 <= side <= MAX_SIDE for side in sides):
-            raise ValueError(f"size must be one or two numbers from 1 to {MAX_SIDE}, got {size}.")
+        sides = (size, size) if isinstance(size, int) else size
+        if not (_numbers(sides, 2, int) and all(1 <= side <= MAX_SIDE for side in sides)):
+            raise ValueError(f"size must be one or two whole numbers from 1 to {MAX_SIDE}, got {size!r}.")
         self.height, self.width = sides
-        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0):
-            raise ValueError(f"mean and std need three values and std positive ones, got {mean} and {std}.")
-        if crop is not None and not 0 < crop <= 1:
-            raise ValueError(f"crop must be in (0, 1], got {crop}.")
+        if not (_numbers(mean, 3) and _numbers(std, 3) and min(std) >= SMALLEST_STD):
+            raise ValueError(
+                f"mean and std need three values each, finite ones, and std at least {SMALLEST_STD}, "
+                f"got {mean!r} and {std!r}."
+            )
+        if crop is not None and not (_numbers([crop], 1) and 0 < crop <= 1):
+            raise ValueError(f"crop must be in (0, 1], got {crop!r}.")
         self.mean, self.std = tuple(mean), tuple(std)
         self.crop, self.flip = crop, flip
 
@@ -62,7 +70,14 @@ class ImageTransform:
 
         Returns:
             RGB values, uint8, shape (H, W, 3).
+
+        Raises:
+            ValueError: If ``image`` is no picture or has neither 8 nor 16 bits, or ``rng`` is no generator.
         """
+        if not isinstance(image, Image.Image) or not min(image.size):
+            raise ValueError(f"image must be a Pillow picture with pixels, got {_described(image)}.")
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            raise ValueError(f"rng must be a NumPy generator or None, got {rng!r}.")
         random_crop = rng is not None and self.crop is not None
         if not random_crop:
             # A JPEG much larger than needed is decoded at a half, a quarter or an eighth.
@@ -89,8 +104,9 @@ class ImageTransform:
         """The largest part of the picture with the aspect ratio of the result, around its centre."""
         scale = min(image.width / self.width, image.height / self.height)
         w, h = scale * self.width, scale * self.height
-        left, top = (image.width - w) / 2, (image.height - h) / 2
-        return (left, top, left + w, top + h)
+        # Rounding must not lead out of the picture.
+        left, top = max(0, image.width - w) / 2, max(0, image.height - h) / 2
+        return (left, top, min(left + w, image.width), min(top + h, image.height))
 
     def _random_box(self, image: Image.Image, rng: np.random.Generator) -> tuple[float, float, float, float]:
         """A random part: at least ``crop`` of the centre box's area, aspect changed by at most 4 : 3."""
@@ -100,14 +116,41 @@ class ImageTransform:
         w = min(image.width, (right - left) * area**0.5 * stretch)
         h = min(image.height, (bottom - top) * area**0.5 / stretch)
         x, y = rng.uniform(0, image.width - w), rng.uniform(0, image.height - h)
-        return (x, y, x + w, y + h)
+        return (x, y, min(x + w, image.width), min(y + h, image.height))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts to RGB; transparent parts become white."""
+    """Converts to RGB; transparent parts become white, 16 bits become 8.
+
+    Raises:
+        ValueError: If the picture's mode does not say what is black and what is white.
+    """
     if image.mode == "RGB":
         return image
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA") or ("transparency" in image.info and image.mode in ("1", "L", "P")):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    if image.mode in EIGHT_BITS:
+        return image.convert("RGB")
+    # Pillow would make all above 255 white.
+    if image.mode.startswith("I") and 0 <= (levels := np.asarray(image)).min() and levels.max() <= 65535:
+        return Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    raise ValueError(
+        f"A picture of mode {image.mode!r} with values beyond 8 or 16 bits cannot be shown as RGB; "
+        f"valid modes: RGB, RGBA, LA, PA, I;16, {', '.join(EIGHT_BITS)}."
+    )
+
+
+def _numbers(values: Any, count: int, kind: type = float) -> bool:
+    """Whether ``values`` is a sequence of ``count`` finite numbers, whole ones for ``int``."""
+    wanted = numbers.Integral if kind is int else numbers.Real
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(v, wanted) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )
+
+
+def _described(image: Any) -> str:
+    size = f" of {image.width} x {image.height}" if isinstance(image, Image.Image) else ""
+    return f"{type(image).__name__}{size}"

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgspn.losses.checks import check_features, check_number
 from cgspn.losses.gather import gather_with_gradient
+from cgspn.ops.checks import check_tensors
 
 
 def caption_keys(captions: Sequence[str], device: torch.device | None = None) -> Tensor:
@@ -27,7 +29,13 @@ def caption_keys(captions: Sequence[str], device: torch.device | None = None) ->
 
     Returns:
         Shape (B,), int64: 63 bits of a hash of each caption.
+
+    Raises:
+        ValueError: If there is something else than strings.
     """
+    strings = isinstance(captions, Sequence) and all(isinstance(caption, str) for caption in captions)
+    if isinstance(captions, str) or not strings:
+        raise ValueError(f"captions must be a list of strings, got {captions!r:.80}.")
     digests = (hashlib.blake2b(caption.encode(), digest_size=8).digest() for caption in captions)
     keys = [int.from_bytes(digest, "little") >> 1 for digest in digests]
     return torch.tensor(keys, dtype=torch.int64, device=device)
@@ -37,6 +45,16 @@ def _similarities(
     image: Tensor, text: Tensor, keys: Tensor, across_ranks: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines of (local image, all texts) and (local text, all images), and which pairs are positives."""
+    if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
+        raise ValueError(
+            f"image and text must have shapes (B, C), got {tuple(image.shape)} and {tuple(text.shape)}."
+        )
+    check_tensors(keys=keys)
+    if keys.dim() != 1 or keys.is_floating_point() or keys.is_complex() or keys.device != image.device:
+        raise ValueError(
+            f"keys must be whole numbers of shape (B,) on {image.device}, "
+            f"got {keys.dtype} of shape {tuple(keys.shape)} on {keys.device}."
+        )
     if not len(image) == len(text) == len(keys):
         raise ValueError(f"Images, texts and keys differ in number: {len(image)}, {len(text)}, {len(keys)}.")
     image, text = F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1)
@@ -64,8 +82,10 @@ def info_nce(image: Tensor, text: Tensor, keys: Tensor, scale: Tensor, across_ra
 
     Source: arXiv:2103.00020, figure 3.
     """
+    check_features(image=image, text=text)
     with torch.autocast(image.device.type, enabled=False):
         image_text, text_image, positive = _similarities(image, text, keys, across_ranks)
+        check_number("scale", scale, image)
         target = positive.float() / positive.sum(dim=1, keepdim=True)
         image_loss = F.cross_entropy(scale.float() * image_text, target)
         return (image_loss + F.cross_entropy(scale.float() * text_image, target)) / 2
@@ -89,7 +109,10 @@ def sigmoid_contrastive(
 
     Source: arXiv:2303.15343, algorithm 1.
     """
+    check_features(image=image, text=text)
     with torch.autocast(image.device.type, enabled=False):
         image_text, _, positive = _similarities(image, text, keys, across_ranks)
+        check_number("scale", scale, image)
+        check_number("bias", bias, image)
         logits = scale.float() * image_text + bias.float()
         return -F.logsigmoid(torch.where(positive, logits, -logits)).sum(dim=1).mean()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cgspn.losses.checks import check_features, check_positive
+
 
 def relative_error(student: Tensor, teacher: Tensor, eps: float = 1e-12) -> Tensor:
     """Mean squared distance in units of the teacher's variance: 1 is what predicting the mean costs.
@@ -19,6 +21,8 @@ def relative_error(student: Tensor, teacher: Tensor, eps: float = 1e-12) -> Tens
 
     Source: the objective of stage 1 in arXiv:2606.00746; the division by the variance is ours.
     """
+    check_features(student=student, teacher=teacher)
+    check_positive("eps", eps, zero=True)
     if student.shape != teacher.shape:
         raise ValueError(
             f"Student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape."

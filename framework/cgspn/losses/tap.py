@@ -10,6 +10,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgspn.errors import check_at_least
+from cgspn.losses.checks import check_features, check_positive
+
 KLDirection = Literal["student_teacher", "teacher_student"]
 
 # Smallest deviation that a channel of a branch is divided by, in deviations of the stream it is added to.
@@ -30,7 +33,8 @@ class TapAdapter(nn.Module):
 
     def __init__(self, dim: int, teacher_dim: int, hidden_dim: int | None = None) -> None:
         super().__init__()
-        hidden_dim = hidden_dim or dim
+        hidden_dim = dim if hidden_dim is None else hidden_dim
+        check_at_least(1, dim=dim, teacher_dim=teacher_dim, hidden_dim=hidden_dim)
         self.skip = nn.Identity() if dim == teacher_dim else nn.Linear(dim, teacher_dim, bias=False)
         self.norm = nn.LayerNorm(dim)
         self.fc1 = nn.Linear(dim, hidden_dim)
@@ -60,6 +64,7 @@ class ChannelStatistics(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
+        check_at_least(1, dim=dim)
         self.eps = eps
         # An integer, which no conversion of the module to a lower precision touches.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
@@ -69,6 +74,9 @@ class ChannelStatistics(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Takes in the tokens of ``x``, shape (..., C); collective, so every rank has to call it."""
+        check_features(x=x)
+        if x.shape[-1] != len(self.mean):
+            raise ValueError(f"x must have {len(self.mean)} channels, got shape {tuple(x.shape)}.")
         tokens = x.detach().flatten(0, -2).double()
         count = torch.full((1,), len(tokens), dtype=torch.float64, device=x.device)
         # Sums around the present mean, so that their difference does not cancel.
@@ -109,13 +117,23 @@ def channel_kl(
     Returns:
         Scalar in float32.
     """
-    if direction not in typing.get_args(KLDirection):
-        valid = ", ".join(typing.get_args(KLDirection))
-        raise ValueError(f"Unknown KL direction {direction!r}. Valid: {valid}.")
+    check_features(student=student, teacher=teacher)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"Student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape."
+        )
+    check_positive("temperature", temperature)
+    _check_direction(direction)
     log_student = F.log_softmax(student.float() / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
     p, q = (log_student, log_teacher) if direction == "student_teacher" else (log_teacher, log_student)
     return (p.exp() * (p - q)).sum(dim=-1).mean()
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in typing.get_args(KLDirection):
+        valid = ", ".join(typing.get_args(KLDirection))
+        raise ValueError(f"Unknown KL direction {direction!r}. Valid: {valid}.")
 
 
 class TapLoss(nn.Module):
@@ -152,14 +170,16 @@ class TapLoss(nn.Module):
         branch: bool = False,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}.")
+        check_positive("temperature", temperature)
+        check_positive("kl_weight", kl_weight, zero=True)
+        _check_direction(kl_direction)
         self.adapter = TapAdapter(dim, teacher_dim)
         self.statistics = ChannelStatistics(teacher_dim) if standardize else None
         self.stream = ChannelStatistics(teacher_dim) if standardize and branch else None
         self.kl_weight = kl_weight
         self.temperature = temperature
         self.kl_direction: KLDirection = kl_direction
+        self.dim, self.teacher_dim = dim, teacher_dim
         self.same_width = dim == teacher_dim
 
     def forward(
@@ -176,6 +196,10 @@ class TapLoss(nn.Module):
             The squared error averaged over tokens and channels, and the KL term averaged over tokens and
             times ``kl_weight``; scalars in float32.
         """
+        check_features(student=student, teacher=teacher)
+        for name, tensor, width in (("student", student, self.dim), ("teacher", teacher, self.teacher_dim)):
+            if tensor.shape[-1] != width:
+                raise ValueError(f"{name} must have {width} channels, got shape {tuple(tensor.shape)}.")
         if student.shape[:-1] != teacher.shape[:-1]:
             raise ValueError(
                 f"Student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in tokens."
@@ -188,6 +212,12 @@ class TapLoss(nn.Module):
             if self.stream is not None:
                 if stream is None:
                     raise ValueError("A branch is standardised in proportion to its stream; none was given.")
+                check_features(stream=stream, teacher=teacher)
+                if stream.shape != teacher.shape:
+                    raise ValueError(
+                        f"stream must have the teacher's shape {tuple(teacher.shape)}, "
+                        f"got {tuple(stream.shape)}."
+                    )
                 if self.training:
                     self.stream.update(stream)
                 floor = BRANCH_FLOOR**2 * self.stream.variance
