@@ -105,7 +105,13 @@ inline Vec<float> exp_negative(Vec<float> a) {
   a = clamp<float>(a, kLogitMin<float>, 87.0f);
   constexpr float kScale = -1.44269504088896341f, kRound = 12582912.0f + 127.0f;
   const Vec<float> shifted = a * kScale + kRound;
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   const Vec<float> f = a * kScale - (shifted - kRound);
+#else
+  // The product would be rounded before the subtraction; ln 2 in two parts keeps the difference exact.
+  const Vec<float> n = shifted - kRound;
+  const Vec<float> f = ((a + n * 0.693359375f) - n * 2.12194440e-4f) * kScale;
+#endif
   Vec<float> p = f * 0.0013276472167819943f + 0.0096755413310213911f;
   p = p * f + 0.05550713272875391f;
   p = p * f + 0.24022119723969178f;
