@@ -167,4 +167,5 @@ CASES = [
     ),
     Case((2, 16, 8, 11), reduce="none", gates=(False, False), affinity_channels=1, normalize=False),
     Case((1, 4, 3, 1100), layout="channels_last"),
+    *(Case((2, 1, 19, 23), layout=layout) for layout in LAYOUTS[1:4]),
 ]

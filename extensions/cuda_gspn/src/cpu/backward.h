@@ -56,6 +56,8 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
   const Lines<T> dlam = output(call.dlam.data != nullptr), du = output(call.du.data != nullptr);
   // What a line hands to the line before it, and what it was handed.
   const Lines<T> carries(6, size, extent.channels);
+  Interleaved<T, const In> interleaved;
+  Interleaved<T, In> results;
   bool add = false;
   for (int d = 0; d < shape.num_directions; ++d) {
     const Direction direction = shape.directions[d];
@@ -64,16 +66,17 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
     int turn = 0;
     for (int64_t end = extent.lines; end > 0;) {
       const int64_t first = end > together ? end - together : 0, count = end - first;
-      if (call.dlam.data != nullptr) x.read(plane<In>(call.x, shape, block, d), first, count);
-      affinity.read(call.a, shape, block, d, first, count);
-      lam.read(call.lam, shape, block, d, first, count);
-      u.read(call.u, shape, block, d, first, count);
-      dy.read(call.dy, shape, block, d, first, count);
+      if (call.dlam.data != nullptr) x.read(plane<In>(call.x, shape, block, d), first, count, interleaved);
+      affinity.read(call.a, shape, block, d, first, count, interleaved);
+      lam.read(call.lam, shape, block, d, first, count, interleaved);
+      u.read(call.u, shape, block, d, first, count, interleaved);
+      dy.read(call.dy, shape, block, d, first, count, interleaved);
       if (need_state) {
         // Slot 0 takes the line before the first.
         const int64_t before = first > 0 ? 1 : 0;
         read_lines(h[1 - before], h.stride(), plane<In>(call.state, shape, block, d).from_line(first - before), count + before, extent);
       }
+      interleaved.run(count, extent.positions);
       for (int64_t t = count - 1; t >= 0; --t) {
         const int64_t i = first + t;
         BackwardLine<T> line{};
@@ -106,11 +109,16 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
           for (int k = 0; k < 3; ++k) sum_channels(sums + k * extent.positions, line.da[k], extent);
         }
       }
-      for (int k = 0; k < 3 && need_da && !shared_affinity; ++k) {
-        write_lines(plane<In>(call.da, shape, block, d, k).from_line(first), da[k][0], da[k].stride(), count, extent);
-      }
-      if (call.dlam.data != nullptr) write_lines(plane<In>(call.dlam, shape, block, d).from_line(first), dlam[0], dlam.stride(), count, extent);
-      if (call.du.data != nullptr) write_lines(plane<In>(call.du, shape, block, d).from_line(first), du[0], du.stride(), count, extent);
+      const auto write = [&](const Plane<In>& to, const Lines<T>& lines) {
+        if (to.data == nullptr) return;
+        const Plane<In> line = to.from_line(first);
+        if (is_interleaved(line, count, extent)) return results.add(lines[0], lines.stride(), line);
+        write_lines(line, lines[0], lines.stride(), count, extent);
+      };
+      for (int k = 0; k < 3 && !shared_affinity; ++k) write(plane<In>(call.da, shape, block, d, k), da[k]);
+      write(plane<In>(call.dlam, shape, block, d), dlam);
+      write(plane<In>(call.du, shape, block, d), du);
+      results.run(count, extent.positions);
       end = first;
     }
     add = true;

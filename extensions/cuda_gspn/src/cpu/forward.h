@@ -22,6 +22,7 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
   const Lines<T> y(separate ? together : 0, extent.size(), 0);
   // Two groups of lines take turns, so that the line before a group is still there.
   const Lines<T> h(2 * together, extent.size(), extent.channels);
+  Interleaved<T, const In> interleaved;
   bool add = false;
   for (int d = 0; d < shape.num_directions; ++d) {
     const Direction direction = shape.directions[d];
@@ -30,10 +31,11 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
     int64_t group = 0;
     for (int64_t first = 0; first < extent.lines; first += together, group ^= together) {
       const int64_t count = extent.lines - first < together ? extent.lines - first : together;
-      x.read(plane<In>(call.x, shape, block, d), first, count);
-      affinity.read(call.a, shape, block, d, first, count);
-      lam.read(call.lam, shape, block, d, first, count);
-      if (call.y.data != nullptr) u.read(call.u, shape, block, d, first, count);
+      x.read(plane<In>(call.x, shape, block, d), first, count, interleaved);
+      affinity.read(call.a, shape, block, d, first, count, interleaved);
+      lam.read(call.lam, shape, block, d, first, count, interleaved);
+      if (call.y.data != nullptr) u.read(call.u, shape, block, d, first, count, interleaved);
+      interleaved.run(count, extent.positions);
       for (int64_t t = 0; t < count; ++t) {
         const int64_t i = first + t;
         ForwardLine<T> line{};

@@ -201,48 +201,6 @@ void write_lines(const Plane<Out>& to, const T* from, int64_t stride, int64_t co
   }
 }
 
-// Lines of one tensor, for reading: in place where they are gapless and nothing has to be converted.
-template <class T, class In>
-class Source {
- public:
-  Source() = default;
-  Source(int64_t count, const Extent& extent) : extent_(extent), buffer_(count, extent.size(), 0) {}
-
-  void read(const Plane<In>& plane, int64_t first, int64_t count) {
-    const Plane<In> from = plane.from_line(first);
-    if constexpr (kInPlace) {
-      const bool gapless = extent_.channels == 1 ? from.position == 1 : from.channel == 1 && from.position == extent_.channels;
-      // Vectors read past a line's end, which needs another line behind it.
-      const int64_t last = plane.line > 0 ? extent_.lines - 1 : 0;
-      const bool has_next = last < first || last >= first + count;
-      if (gapless && has_next && extent_.size() >= kPad && (plane.line >= extent_.size() || -plane.line >= extent_.size())) {
-        data_ = from.data;
-        stride_ = from.line;
-        return;
-      }
-    }
-    read_lines(buffer_[0], buffer_.stride(), from, count, extent_);
-    data_ = buffer_[0];
-    stride_ = buffer_.stride();
-  }
-
-  // The same line every time, all ones: stands for an absent gate.
-  void fill_ones() {
-    for (int64_t e = 0; e < extent_.size(); ++e) buffer_[0][e] = T(1);
-    data_ = buffer_[0];
-    stride_ = 0;
-  }
-
-  const T* line(int64_t t) const { return data_ + t * stride_; }
-
- private:
-  static constexpr bool kInPlace = sizeof(T) == sizeof(In);
-  Extent extent_{};
-  Lines<T> buffer_;
-  const T* data_ = nullptr;
-  int64_t stride_ = 0;
-};
-
 // to[j] = sum over channels of from[j, c], in order.
 template <class T>
 void sum_channels(T* to, const T* from, const Extent& extent) {

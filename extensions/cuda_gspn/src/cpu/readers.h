@@ -1,11 +1,59 @@
 // Reading of affinities and gates into line buffers.
 #pragma once
 
+#include "cpu/interleaved.h"
 #include "cpu/planes.h"
 #include "cpu/scan.h"
 
 namespace cgspn::cpu {
 namespace {
+
+// Lines of one tensor, for reading: in place where they are gapless and nothing has to be converted. Interleaved lines
+// are there when `later` has run.
+template <class T, class In>
+class Source {
+ public:
+  Source() = default;
+  Source(int64_t count, const Extent& extent) : extent_(extent), buffer_(count, extent.size(), 0) {}
+
+  void read(const Plane<In>& plane, int64_t first, int64_t count, Interleaved<T, const In>& later) {
+    const Plane<In> from = plane.from_line(first);
+    if constexpr (kInPlace) {
+      const bool gapless = extent_.channels == 1 ? from.position == 1 : from.channel == 1 && from.position == extent_.channels;
+      // Vectors read past a line's end, which needs another line behind it.
+      const int64_t last = plane.line > 0 ? extent_.lines - 1 : 0;
+      const bool has_next = last < first || last >= first + count;
+      if (gapless && has_next && extent_.size() >= kPad && (plane.line >= extent_.size() || -plane.line >= extent_.size())) {
+        data_ = from.data;
+        stride_ = from.line;
+        return;
+      }
+    }
+    data_ = buffer_[0];
+    stride_ = buffer_.stride();
+    if (is_interleaved(from, count, extent_)) {
+      later.add(buffer_[0], stride_, {from.data, from.line, from.position, from.channel});
+    } else {
+      read_lines(buffer_[0], stride_, from, count, extent_);
+    }
+  }
+
+  // The same line every time, all ones: stands for an absent gate.
+  void fill_ones() {
+    for (int64_t e = 0; e < extent_.size(); ++e) buffer_[0][e] = T(1);
+    data_ = buffer_[0];
+    stride_ = 0;
+  }
+
+  const T* line(int64_t t) const { return data_ + t * stride_; }
+
+ private:
+  static constexpr bool kInPlace = sizeof(T) == sizeof(In);
+  Extent extent_{};
+  Lines<T> buffer_;
+  const T* data_ = nullptr;
+  int64_t stride_ = 0;
+};
 
 // Lines of logits or weights. Logits that all channels share are normalised here, once, and spread.
 template <class T, class In>
@@ -26,9 +74,9 @@ class AffinityReader {
   // Whether the lines hold logits, which the scan has to normalise.
   bool logits() const { return normalize_ && !shared_; }
 
-  void read(const AffinityView& a, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count) {
+  void read(const AffinityView& a, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count, Interleaved<T, const In>& later) {
     const Extent one{extent_.lines, extent_.positions, 1};
-    for (int k = 0; k < 3 && !shared_; ++k) sources_[k].read(plane<In>(a, shape, block, d, k), first, count);
+    for (int k = 0; k < 3 && !shared_; ++k) sources_[k].read(plane<In>(a, shape, block, d, k), first, count, later);
     for (int64_t t = 0; t < count && shared_; ++t) {
       T* const narrow[3] = {narrow_[0][0], narrow_[1][0], narrow_[2][0]};
       for (int k = 0; k < 3; ++k) read_line(narrow[k], plane<In>(a, shape, block, d, k).from_line(first + t), one);
@@ -61,8 +109,8 @@ class GateReader {
     if (!present_) source_.fill_ones();
   }
 
-  void read(const DirectionView& view, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count) {
-    if (present_) source_.read(plane<In>(view, shape, block, d), first, count);
+  void read(const DirectionView& view, const LineScanShape& shape, const Block& block, int d, int64_t first, int64_t count, Interleaved<T, const In>& later) {
+    if (present_) source_.read(plane<In>(view, shape, block, d), first, count, later);
   }
 
   const T* line(int64_t t) const { return source_.line(t); }
