@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -17,9 +19,21 @@ def unknown_name(kind: str, name: object, valid: Iterable[str]) -> str:
 
 
 def check_at_least(least: int, **values: Any) -> None:
-    """Raises ValueError for the first value that is not a whole number of at least ``least``."""
+    """Raises ValueError for the first value that is no whole number from ``least`` to what 64 bits hold."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if int(value) > sys.maxsize:
+            raise ValueError(f"{name} must be at most {sys.maxsize}, got {value}.")
+
+
+def are_numbers(values: Any, count: int, kind: type = float) -> bool:
+    """Whether ``values`` is a sequence of ``count`` finite numbers, whole ones for ``int``."""
+    wanted = numbers.Integral if kind is int else numbers.Real
+    return (
+        isinstance(values, Sequence)
+        and len(values) == count
+        and all(isinstance(v, wanted) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )

@@ -219,6 +219,16 @@ def test_nothing_readable_is_an_error(tmp_path, write_tar):
     (tmp_path / "y.tar").write_bytes(b"?" * 600)
     with pytest.raises(ValueError, match=r"No sample can be read .*y\.tar"):
         list(module(str(tmp_path / "y.tar"), train_samples=8).train_dataloader())
+    with pytest.raises(ValueError, match=r"No sample can be read .*x\.tar"):
+        list(module(str(tmp_path / "x.tar"), train_samples=8).train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore::cgspn.data.bad_samples.BadSampleWarning")
+def test_one_readable_sample_among_many_is_found(tmp_path, jpeg, write_tar):
+    content = {f"{k}.{suffix}": b"number 0" for k in range(30) for suffix in ("jpg", "txt")}
+    write_tar(tmp_path / "x.tar", content | {"17.jpg": jpeg(0)})
+    loader = module(str(tmp_path / "x.tar"), train_samples=8).train_dataloader()
+    assert numbers(loader) == [[0] * 4] * 2
 
 
 @pytest.mark.parametrize("pattern", ["no/such/part-{00..03}.tar", "no/such.tar", "no/such/*.tar"])

@@ -1,6 +1,8 @@
 """Junk on the command line and in files: one line and exit code 2, or what was asked for."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -157,3 +159,24 @@ def test_damaged_files(place, data):
     if model is not REFUSED:
         json.dumps(model.config)
         assert model.encode(torch.zeros(1, len(model.mean), 16, 16)).features.shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "-c", "none.yaml"],
+        ["fit", "-c", "base.yaml"],
+        ["fit", "-c", "base.yaml", "--data.batch_size", "-1"],
+        ["scenes", "out", "--num", "-1"],
+        ["features", "none", "--model", "encoder", "--out", "f.npz"],
+        ["report", "a=none", "--out", "report"],
+    ],
+    ids=" ".join,
+)
+def test_in_a_process_of_its_own(place, words):
+    command = [sys.executable, "-m", "cgspn.cli", *words]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cgspn: error: ")
+    assert done.stderr.count("cgspn: error: ") == 1

@@ -145,6 +145,10 @@ class TestBadInput:
         Image.new("RGB", (9, 6)).save(one_pair / "annotations/validation/a.png")
         self.fails(one_pair, r"a\.png has shape \(6, 9, 3\)")
 
+    def test_ids_of_16_bits(self, one_pair):
+        Image.fromarray(np.full((6, 9), 259, np.uint16)).save(one_pair / "annotations/validation/a.png")
+        self.fails(one_pair, r"a\.png holds the id 259; ids are 0 to 255")
+
     def test_unknown_id(self, one_pair):
         Image.new("L", (9, 6), 151).save(one_pair / "annotations/validation/a.png")
         self.fails(one_pair, r"a\.png holds the id 151; valid: 1 to 150")

@@ -26,6 +26,7 @@ class CachedSamples(Dataset):
         fields: Those of ``text`` and ``label`` that each sample must have.
         train: Whether to augment.
         seed: Seed of the augmentation.
+        num_classes: Number of classes, where ``fields`` has ``label``.
 
     Raises:
         ValueError: If no sample can be read.
@@ -39,10 +40,11 @@ class CachedSamples(Dataset):
         fields: Sequence[str],
         train: bool,
         seed: int = 0,
+        num_classes: int | None = None,
     ) -> None:
         self.transform, self.train, self.seed = transform, train, seed
         self.keep_size = train and transform.crop is not None
-        decode = Decoder(None if self.keep_size else transform, bad, fields, None)
+        decode = Decoder(None if self.keep_size else transform, bad, fields, None, num_classes)
         decoded = (decode(raw, 0) for raw in read_shards(shards, bad))
         self.samples: list[dict[str, Any]] = [sample for sample in decoded if sample is not None]
         if not self.samples:

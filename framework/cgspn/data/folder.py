@@ -25,8 +25,10 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If there is no picture in it.
+        ValueError: If there is no picture in it, or ``folder`` is no path.
     """
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"A folder must be a path, got {folder!r:.80}.")
     root = Path(folder)
     if root.is_file():
         return [root]

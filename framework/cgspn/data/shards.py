@@ -6,6 +6,7 @@ import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -16,6 +17,7 @@ from cgspn.data.loader import EpochLoader, EvaluationLoader
 from cgspn.data.module import ImageDataModule
 from cgspn.data.stream import ShardStream
 from cgspn.data.transforms import HALF
+from cgspn.errors import check_at_least
 
 
 def expand_shards(shards: str | Sequence[str]) -> list[str]:
@@ -23,10 +25,11 @@ def expand_shards(shards: str | Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If a local shard is missing.
-        ValueError: If braces do not match.
+        ValueError: If braces do not match, or there is something else than strings.
     """
     from braceexpand import braceexpand
 
+    _check_strings("shards", [shards] if isinstance(shards, str) else shards)
     patterns = shards.split("::") if isinstance(shards, str) else list(shards)
     names: list[str] = []
     for pattern in patterns:
@@ -53,19 +56,33 @@ def _remote(name: str) -> bool:
 
 
 def count_samples(shards: Sequence[str]) -> int | None:
-    """Number of samples by the ``sizes.json`` beside the shards; None if one does not say."""
+    """Number of samples by the ``sizes.json`` beside the shards; None if one does not say.
+
+    Raises:
+        ValueError: If a ``sizes.json`` does not map names of shards to whole numbers.
+    """
     total, known = 0, {}
     for shard in shards:
         listing = Path(shard).parent / "sizes.json"
         if _remote(shard) or not listing.is_file():
             return None
         if listing not in known:
-            known[listing] = json.loads(listing.read_text())
+            known[listing] = _read_sizes(listing)
         size = known[listing].get(Path(shard).name)
         if size is None:
             return None
-        total += int(size)
+        total += size
     return total
+
+
+def _read_sizes(path: Path) -> dict[str, int]:
+    try:
+        sizes = json.loads(path.read_text())
+    except ValueError:
+        sizes = None
+    if not isinstance(sizes, dict) or not all(type(n) is int and n >= 0 for n in sizes.values()):
+        raise ValueError(f"{path} must map names of shards to numbers of samples; mend or delete it.")
+    return sizes
 
 
 class WebDatasetDataModule(ImageDataModule):
@@ -117,10 +134,11 @@ class WebDatasetDataModule(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, image_size, mean, std, crop, flip, seed, num_workers)
         _require_webdataset()
-        if train_samples is not None and train_samples < batch_size:
-            raise ValueError(f"train_samples must be at least batch_size {batch_size}, got {train_samples}.")
-        if shuffle < 1:
-            raise ValueError(f"shuffle must be at least 1, got {shuffle}.")
+        check_at_least(1, shuffle=shuffle)
+        if train_samples is not None:
+            check_at_least(batch_size, train_samples=train_samples)
+        if class_names is not None:
+            _check_strings("class_names", class_names)
         self.shards = {"train": train, "val": val, "test": test or val}
         self.train_samples, self.shuffle, self.cache = train_samples, shuffle, cache
         self.captions, self.class_names = captions, class_names
@@ -160,14 +178,20 @@ class WebDatasetDataModule(ImageDataModule):
             key = "|".join(shards) + f"|{train}"
             if key not in self._cached:
                 self._cached[key] = CachedSamples(
-                    shards, transform, self.bad_samples, self._fields(train), train, self.seed
+                    shards,
+                    transform,
+                    self.bad_samples,
+                    self._fields(train),
+                    train,
+                    self.seed,
+                    self.num_classes,
                 )
             samples = self._cached[key]
             return self.loader(samples, len(samples), Collate(transform), train)
         return self._stream(shards, train)
 
     def _fields(self, train: bool) -> list[str]:
-        return ["text"] * self.captions + ["label"] * bool(self.class_names and not train)
+        return ["text"] * bool(self.captions) + ["label"] * bool(self.class_names and not train)
 
     def _stream(self, shards: list[str], train: bool) -> EpochLoader | EvaluationLoader:
         transform = self.train_transform if train else self.transform
@@ -196,6 +220,7 @@ class WebDatasetDataModule(ImageDataModule):
             epoch,
             self.rank,
             self.world_size,
+            self.num_classes,
         )
         loader = DataLoader(stream, batch_size=None, num_workers=workers, generator=torch.Generator())
         where = f"{len(shards)} shards such as {shards[0]!r}"
@@ -213,6 +238,11 @@ class WebDatasetDataModule(ImageDataModule):
         }
         nothing = f"No batch of {self.batch_size} samples can be read from {where}."
         return self.training_loader(loader, stream, order, placeholders=True, nothing=nothing)
+
+
+def _check_strings(name: str, values: Any) -> None:
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name} must be strings, got {values!r:.80}.")
 
 
 def _require_webdataset() -> None:

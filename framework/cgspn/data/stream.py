@@ -59,12 +59,19 @@ class Decoder:
         bad: Counts what cannot be read.
         fields: Those of ``text`` and ``label`` that each sample must have.
         seed: Seed of the augmentation; None means none.
+        num_classes: Number of classes, where ``fields`` has ``label``.
     """
 
     def __init__(
-        self, transform: ImageTransform | None, bad: BadSamples, fields: Sequence[str], seed: int | None
+        self,
+        transform: ImageTransform | None,
+        bad: BadSamples,
+        fields: Sequence[str],
+        seed: int | None,
+        num_classes: int | None = None,
     ) -> None:
         self.transform, self.bad, self.fields, self.seed = transform, bad, tuple(fields), seed
+        self.num_classes = num_classes
 
     def __call__(self, raw: Raw, epoch: int) -> dict[str, Any] | None:
         """Decodes one sample; ``epoch`` seeds its augmentation."""
@@ -90,7 +97,9 @@ class Decoder:
         if "text" in self.fields:
             sample["text"] = raw["txt"].decode("utf-8").strip()
         if "label" in self.fields:
-            sample["label"] = int(raw["cls"])
+            sample["label"] = label = int(raw["cls"])
+            if self.num_classes is not None and not 0 <= label < self.num_classes:
+                raise ValueError(f"cls is {label:.20g}; valid: 0 to {self.num_classes - 1}")
         return sample
 
 
@@ -110,6 +119,7 @@ class ShardStream(IterableDataset):
             one pass.
         rank: This process.
         world_size: Number of processes.
+        num_classes: Number of classes, where ``fields`` has ``label``.
     """
 
     def __init__(
@@ -125,13 +135,15 @@ class ShardStream(IterableDataset):
         batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        num_classes: int | None = None,
     ) -> None:
         self.shards, self.bad, self.batch_size = list(shards), bad, batch_size
         self.train, self.seed, self.shuffle, self.batches = train, seed, shuffle, batches
         self.rank, self.world_size = rank, world_size
-        self.decode = Decoder(transform, bad, fields, seed if train else None)
+        self.decode = Decoder(transform, bad, fields, seed if train else None, num_classes)
         self.collate = Collate(transform)
         self.epoch = self.skip = 0
+        self._failed = 0
 
     def __len__(self) -> int:
         """Batches in an epoch, if that is fixed."""
@@ -147,7 +159,7 @@ class ShardStream(IterableDataset):
         # As long as all workers yield in turn, each has yielded this many of the skipped batches.
         empty = self.skip // workers
         raws: list[Raw] = []
-        number = 0
+        number = self._failed = 0
         for raw in self._raws(worker, workers) if quota != 0 else ():
             raws.append(raw)
             if len(raws) < self.batch_size:
@@ -166,6 +178,7 @@ class ShardStream(IterableDataset):
         """Decodes a batch. In training it keeps its size: good samples stand in for bad ones."""
         decoded = [self.decode(raw, self.epoch) for raw in raws]
         good = [sample for sample in decoded if sample is not None]
+        self._failed = 0 if good else self._failed + len(raws)
         if self.train and good:
             good += [good[k % len(good)] for k in range(len(raws) - len(good))]
         return self.collate(good)
@@ -179,18 +192,20 @@ class ShardStream(IterableDataset):
             order = np.random.default_rng([self.seed, self.epoch, number]).permutation(len(self.shards))
             mine = [self.shards[k] for k in order[self.rank :: self.world_size][worker::workers]]
             rng = random.Random(f"{self.seed} {self.epoch} {number} {self.rank} {worker}")
-            found = False
+            count = 0
             for raw in shuffled(read_shards(mine, self.bad), self.shuffle, rng):
-                found = True
+                count += 1
                 yield raw
             if self.batches is None:
                 return
-            if not found:
-                # All of this worker's shards are damaged; it lives on those of the others.
-                for raw in shuffled(read_shards(self.shards, self.bad), self.shuffle, rng):
-                    found = True
-                    yield raw
-            if not found:
+            # That many failures in a row contain all samples of a pass.
+            if self._failed < 2 * count:
+                continue
+            # None of this worker's samples can be read; it lives on those of the others.
+            for raw in shuffled(read_shards(self.shards, self.bad), self.shuffle, rng):
+                count += 1
+                yield raw
+            if self._failed >= 2 * count:
                 shards = self.shards
                 raise ValueError(f"No sample can be read from {len(shards)} shards such as {shards[0]!r}.")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from cgspn.errors import are_numbers
 
 HALF = (0.5, 0.5, 0.5)
 # The largest side of a JPEG.
@@ -44,15 +44,15 @@ class ImageTransform:
         flip: bool = False,
     ) -> None:
         sides = (size, size) if isinstance(size, int) else size
-        if not (_numbers(sides, 2, int) and all(1 <= side <= MAX_SIDE for side in sides)):
+        if not (are_numbers(sides, 2, int) and all(1 <= side <= MAX_SIDE for side in sides)):
             raise ValueError(f"size must be one or two whole numbers from 1 to {MAX_SIDE}, got {size!r}.")
         self.height, self.width = sides
-        if not (_numbers(mean, 3) and _numbers(std, 3) and min(std) >= SMALLEST_STD):
+        if not (are_numbers(mean, 3) and are_numbers(std, 3) and min(std) >= SMALLEST_STD):
             raise ValueError(
                 f"mean and std need three values each, finite ones, and std at least {SMALLEST_STD}, "
                 f"got {mean!r} and {std!r}."
             )
-        if crop is not None and not (_numbers([crop], 1) and 0 < crop <= 1):
+        if crop is not None and not (are_numbers([crop], 1) and 0 < crop <= 1):
             raise ValueError(f"crop must be in (0, 1], got {crop!r}.")
         self.mean, self.std = tuple(mean), tuple(std)
         self.crop, self.flip = crop, flip
@@ -138,16 +138,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     raise ValueError(
         f"A picture of mode {image.mode!r} with values beyond 8 or 16 bits cannot be shown as RGB; "
         f"valid modes: RGB, RGBA, LA, PA, I;16, {', '.join(EIGHT_BITS)}."
-    )
-
-
-def _numbers(values: Any, count: int, kind: type = float) -> bool:
-    """Whether ``values`` is a sequence of ``count`` finite numbers, whole ones for ``int``."""
-    wanted = numbers.Integral if kind is int else numbers.Real
-    return (
-        isinstance(values, Sequence)
-        and len(values) == count
-        and all(isinstance(v, wanted) and not isinstance(v, bool) and math.isfinite(v) for v in values)
     )
 
 

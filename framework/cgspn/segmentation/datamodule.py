@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-import math
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
+
+from cgspn.data.transforms import MAX_SIDE
+from cgspn.errors import are_numbers, check_at_least
 
 NUM_CLASSES = 150
 
@@ -55,20 +58,16 @@ class ADE20KDataModule(LightningDataModule):
             raise ValueError(
                 "cache=True keeps samples, augment=True draws new ones; set one of them to False."
             )
-        for name, value in (
-            ("batch_size", batch_size),
-            ("test_batch_size", test_batch_size),
-            ("label_stride", label_stride),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
-        if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} must be at least 0.")
-        for name, sides in (("crop_size", crop_size), ("scale", scale or (1, 1))):
-            if len(sides) != 2 or min(sides) < 1:
-                raise ValueError(f"{name}={tuple(sides)} must be two numbers, at least 1 each.")
-        if len(ratio_range) != 2 or not 0 < ratio_range[0] <= ratio_range[1] < math.inf:
-            raise ValueError(f"ratio_range={tuple(ratio_range)} must be two positive numbers, ascending.")
+        for name, path in (("root", root), ("images", images)):
+            if not isinstance(path, str | Path | None):
+                raise ValueError(f"{name} must be a path, got {path!r}.")
+        check_at_least(1, batch_size=batch_size, test_batch_size=test_batch_size, label_stride=label_stride)
+        check_at_least(0, num_workers=num_workers)
+        for name, sides in (("crop_size", crop_size), ("scale", (1, 1) if scale is None else scale)):
+            if not are_numbers(sides, 2, int) or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
+                raise ValueError(f"{name} must be two whole numbers from 1 to {MAX_SIDE}, got {sides!r}.")
+        if not are_numbers(ratio_range, 2) or not 0 < ratio_range[0] <= ratio_range[1]:
+            raise ValueError(f"ratio_range must be two positive numbers, ascending, got {ratio_range!r}.")
         if label_stride // 2 >= min(crop_size):
             raise ValueError(f"label_stride={label_stride} leaves no label of crop_size={tuple(crop_size)}.")
         self.root = root

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from cgspn.data.transforms import to_rgb
 from cgspn.segmentation._mmseg import (
     ADE20KDataset,
     BaseTransform,
@@ -24,6 +26,8 @@ from cgspn.segmentation._mmseg import (
 
 IGNORE_INDEX = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Pillow's modes of 16 and 32 bits.
+MORE_THAN_A_BYTE = ("I", "F")
 # The mean colour of ImageNet in BGR: what a network takes for "nothing" once the mean is subtracted.
 PAD_COLOUR = (104, 116, 124)
 
@@ -37,7 +41,11 @@ class ReadImage(LoadImageFromFile):
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
         """Adds ``img`` (H, W, 3), uint8, BGR."""
         try:
-            return super().transform(results)
+            read = super().transform(results)
+            with Image.open(results["img_path"]) as image:
+                if read is not None and image.mode.startswith(MORE_THAN_A_BYTE):
+                    read["img"] = np.ascontiguousarray(np.asarray(to_rgb(image))[..., ::-1])
+            return read
         except Exception as error:
             reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
             raise ValueError(f"Cannot read the image {results['img_path']}: {reason}") from error
@@ -58,6 +66,16 @@ class ReadLabels(LoadAnnotations):
         except Exception as error:
             reason = "it is no picture" if isinstance(error, UnidentifiedImageError) else error
             raise ValueError(f"Cannot read the label map {path}: {reason}") from error
+        with Image.open(path) as image:
+            # The loader takes the lowest byte of every id.
+            if (
+                image.mode.startswith(MORE_THAN_A_BYTE)
+                and (highest := np.asarray(image).max()) > IGNORE_INDEX
+            ):
+                raise ValueError(f"The label map {path} holds the id {highest}; ids are 0 to {IGNORE_INDEX}.")
+            if results["gt_seg_map"].ndim < 2:
+                # The loader drops sides of one pixel.
+                results["gt_seg_map"] = results["gt_seg_map"].reshape(image.height, image.width)
         labels = results["gt_seg_map"]
         if labels.shape != results["ori_shape"]:
             raise ValueError(

@@ -211,7 +211,12 @@ def _already_there(out: Path, manifest: dict[str, object]) -> bool:
         return False
     if not (out / MANIFEST).is_file():
         raise ValueError(f"{out} exists and holds no scenes; name another folder.")
-    found = json.loads((out / MANIFEST).read_text())
+    try:
+        found = json.loads((out / MANIFEST).read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{out / MANIFEST} is damaged; delete {out} or name another folder.")
     if found == manifest:
         return True
     keys = [key for key in manifest if found.get(key) != manifest[key]]
