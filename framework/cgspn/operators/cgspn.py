@@ -63,11 +63,11 @@ class CGSPN(nn.Module):
 
     def fuses_residual(self, x: Tensor, norm: nn.LayerNorm, scale: Tensor | None) -> bool:
         """Whether ``forward`` should take over norm, LayerScale and residual of the block around it."""
-        down, up = self.down, self.up
-        plain = type(down) is type(up) is nn.Linear and norm.bias is not None
+        down, up, norm_bias = self.down, self.up, norm.bias
+        plain = type(down) is type(up) is nn.Linear and norm_bias is not None
         if not plain or isinstance(self.in_proj, nn.Linear):
             return False
-        tensors = (x, norm.weight, norm.bias, down.weight, down.bias, up.weight, up.bias)
+        tensors = (x, norm.weight, norm_bias, down.weight, down.bias, up.weight, up.bias)
         obstacle = token_linear.obstacle(
             x, down.out_features, tensors if scale is None else (*tensors, scale)
         )

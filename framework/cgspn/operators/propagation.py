@@ -86,28 +86,24 @@ class Propagation(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Propagates ``x`` (B, H, W, C) with parameters made from ``features`` (B, H, W, parameter_dim)."""
-        if self.generates_from(x, features):
-            y = latent_propagation(
-                x.permute(0, 3, 1, 2),
-                self.generate.weight,
-                self.generate.bias,
-                directions=self.directions,
-                chunk=self.chunk,
-            ).permute(0, 2, 3, 1)
-        else:
+        y = self.generating_scan(x) if features is x else None
+        if y is None:
             y = self.scan(x, features)
         if self.state_norm == "rms":
             y = nn.functional.rms_norm(y, (self.dim,), eps=1e-6)
         return y
 
-    def generates_from(self, x: Tensor, features: Tensor) -> bool:
-        """Whether ``latent_propagation`` runs: it is chosen, and makes all of the parameters from ``x``."""
-        unchanged = self.gates == "linear" and self.state_norm != "extent"
-        return (
-            features is x
-            and unchanged
-            and use_latent_propagation(x.permute(0, 3, 1, 2), self.generate.weight)
-        )
+    def generating_scan(self, x: Tensor) -> Tensor | None:
+        """``latent_propagation`` where it is chosen and makes all of the parameters from ``x``, else None."""
+        if self.gates != "linear" or self.state_norm == "extent":
+            return None
+        # Looked up once: a module's attributes take as long as a small operator.
+        generate = self.generate
+        weight, planes = generate.weight, x.permute(0, 3, 1, 2)
+        if not use_latent_propagation(planes, weight):
+            return None
+        y = latent_propagation(planes, weight, generate.bias, directions=self.directions, chunk=self.chunk)
+        return y.permute(0, 2, 3, 1)
 
     def scan(self, x: Tensor, features: Tensor) -> Tensor:
         """The line scan of ``x`` with parameters that are made first."""

@@ -156,6 +156,7 @@ def _log_choice(backend: str, fused: bool, obstacle: str) -> None:
     )
 
 
+@functools.cache
 @torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

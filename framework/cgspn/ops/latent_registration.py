@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ NAMES = ("latent_propagation", "latent_propagation_backward", "latent_scan_backw
 # Bytes of parameters that the backward pass holds at a time, for whole images: it is memory that training
 # would otherwise not need, and enough to fill any device.
 PARAMETER_BYTES = 2**29
+ONES = 8
 
 
 def register() -> None:
@@ -81,8 +83,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Makes the parameters again, some images at a time, and goes back through the scan and the layer.
 
-    Stored in the dtype of ``x``: the parameters, their gradients, the states, the scan's share of dx and the
-    weight's gradient of some images. Sums over images are made in float32 (float64), in their order.
+    Stored in the dtype of ``x``: the parameters, their gradients, the states, the scan's share of dx and, but
+    on CUDA, the weight's gradient of some images. Sums over images are made in float32 (float64), in their
+    order.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     dx = empty_like(x) if output_mask[0] else absent(x)
@@ -90,27 +93,38 @@ def _backward(
     # element, would be rounded otherwise than the same values laid out as y.
     if dy.stride() != strides_like(x):
         dy = empty_like(x).copy_(dy)
-    dweight = torch.zeros(weight.shape, dtype=wide, device=x.device)
-    dbias = torch.zeros(bias.shape, dtype=wide, device=x.device)
+    # Of the weight, and of the bias as if it multiplied ones; more columns of them so that rows stay aligned.
+    gradient = torch.zeros((weight.shape[0], weight.shape[1] + ONES), dtype=wide, device=x.device)
     batch, _, height, width = x.shape
     image_bytes = height * width * weight.shape[0] * x.element_size()
-    images = max(1, PARAMETER_BYTES // max(1, image_bytes))
+    parts = math.ceil(batch / max(1, PARAMETER_BYTES // max(1, image_bytes)))
+    images = max(1, math.ceil(batch / max(1, parts)))  # equal parts: a small last one would leave much idle
     for first in range(0, batch if x.numel() else 0, images):
         part = slice(first, first + images)
         pixels = x[part].permute(0, 2, 3, 1)
         p = torch.nn.functional.linear(pixels, weight, bias)
         dscan, dp = torch.ops.cgspn.latent_scan_backward(dy[part], x[part], p, directions, chunk)
         del p
-        if output_mask[0]:
-            torch.add(dscan, (dp @ weight).permute(0, 3, 1, 2), out=dx[part])
         rows = dp.flatten(0, 2)
-        if output_mask[1]:
-            dweight += rows.T @ pixels.flatten(0, 2)
-        if output_mask[2]:
-            dbias += rows.sum(0, dtype=wide)
+        if output_mask[0]:
+            target = dx[part].permute(0, 2, 3, 1)
+            through_scan = dscan.permute(0, 2, 3, 1).flatten(0, 2)
+            if target.is_contiguous():
+                torch.addmm(through_scan, rows, weight, out=target.view(through_scan.shape))
+            else:
+                target.copy_(torch.addmm(through_scan, rows, weight).view_as(target))
+        if output_mask[1] or output_mask[2]:
+            factors = torch.nn.functional.pad(pixels.flatten(0, 2), (0, ONES), value=1.0)
+            gradient += _product(rows.T, factors, wide)
+    dweight, dbias = gradient[:, : weight.shape[1]], gradient[:, weight.shape[1]]
     wanted = ((weight, dweight, output_mask[1]), (bias, dbias, output_mask[2]))
     narrow = [empty_like(t).copy_(grad) if needed else absent(x) for t, grad, needed in wanted]
     return dx, narrow[0], narrow[1]
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b``, on CUDA in the dtype that it is summed in."""
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda and a.dtype != dtype else a @ b
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
