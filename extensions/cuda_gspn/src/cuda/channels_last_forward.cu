@@ -181,16 +181,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1) channels_last_forward_kernel(c
         unpack<T>(clamp_logits<T>(read(stage, kAfter)), w[2]);
 #pragma unroll
         for (int c = 0; c < N; ++c) {
-          // As normalise() in numerics.cuh with fewer operations.
           const float e0 = fmaf(decay_clamped<T>(w[0][c]), left_mask, 1.0f);
           const float e1 = 1.0f + decay_clamped<T>(w[1][c]);
           const float e2 = fmaf(decay_clamped<T>(w[2][c]), right_mask, 1.0f);
-          const float p0 = e1 * e2 * left_mask, e1_right = e1 * right_mask;
-          const float r = reciprocal<T>(fmaf(e0, e2 + e1_right, p0));
-          const float q = e0 * r;
-          w[0][c] = p0 * r;
-          w[1][c] = q * e2;
-          w[2][c] = q * e1_right;
+          masked_weights<T>(e0, e1, e2, left_mask, right_mask, w[0][c], w[1][c], w[2][c]);
         }
       } else {
         unpack<T>(read(stage, kBefore), w[0]);

@@ -55,6 +55,18 @@ __device__ __forceinline__ float reciprocal<float>(float d) {
 template <typename T>
 __device__ __forceinline__ double reciprocal(double d) { return 1.0 / d; }
 
+// p / d from r, the reciprocal of d. In float32 a step on the remainder makes a weight of 1 exactly 1: one that is an
+// ulp below it loses as much again at every line.
+template <typename T>
+__device__ __forceinline__ Accumulator<T> quotient(Accumulator<T> p, Accumulator<T> d, Accumulator<T> r) {
+  const Accumulator<T> w = p * r;
+  if constexpr (sizeof(T) == 4) {
+    return fmaf(fmaf(-d, w, p), r, w);
+  } else {
+    return w;
+  }
+}
+
 constexpr float kLogitFloor = -40.0f;
 
 // exp(-a) of a logit that is not below -40.
@@ -96,10 +108,29 @@ __device__ __forceinline__ void normalise(const Accumulator<T> decays[3], bool h
   const Acc p0 = has_left ? e1 * e2 : Acc(0);
   const Acc p1 = e0 * e2;
   const Acc p2 = has_right ? e0 * e1 : Acc(0);
-  const Acc r = reciprocal<T>(p0 + p1 + p2);
-  w[0] = p0 * r;
-  w[1] = p1 * r;
-  w[2] = p2 * r;
+  const Acc sum = p0 + p1 + p2, r = reciprocal<T>(sum);
+  w[0] = quotient<T>(p0, sum, r);
+  w[1] = quotient<T>(p1, sum, r);
+  w[2] = quotient<T>(p2, sum, r);
+}
+
+// The same with fewer operations from e_k and masks, 0 for a neighbour outside the line, whose e is 1. Returns e_0 over
+// the sum.
+template <typename T>
+__device__ __forceinline__ float masked_weights(float e0, float e1, float e2, float left_mask, float right_mask,
+                                                float& w0, float& w1, float& w2) {
+  const float p0 = e1 * e2 * left_mask, e1_right = e1 * right_mask;
+  const float sum = fmaf(e0, e2 + e1_right, p0);
+  const float r = reciprocal<T>(sum), q = e0 * r;
+  w0 = quotient<T>(p0, sum, r);
+  if constexpr (sizeof(T) == 4) {
+    w1 = quotient<T>(e0 * e2, sum, r);
+    w2 = quotient<T>(e0 * e1_right, sum, r);
+  } else {
+    w1 = q * e2;
+    w2 = q * e1_right;
+  }
+  return q;
 }
 
 // Gradient of the logits from the gradient of the weights; `dw` of a missing neighbour must be 0.

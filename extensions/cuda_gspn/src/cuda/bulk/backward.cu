@@ -266,12 +266,7 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
           for (int c = 0; c < N; ++c) {
             const float d0 = decay_clamped<T>(w[0][c]), d1 = decay_clamped<T>(w[1][c]), d2 = decay_clamped<T>(w[2][c]);
             const float e0 = fmaf(d0, left_mask, 1.0f), e1 = 1.0f + d1, e2 = fmaf(d2, right_mask, 1.0f);
-            const float p0 = e1 * e2 * left_mask, e1_right = e1 * right_mask;
-            const float r = reciprocal<T>(fmaf(e0, e2 + e1_right, p0));
-            const float q = e0 * r;
-            w[0][c] = p0 * r;
-            w[1][c] = q * e2;
-            w[2][c] = q * e1_right;
+            const float q = masked_weights<T>(e0, e1, e2, left_mask, right_mask, w[0][c], w[1][c], w[2][c]);
             // The sum of the sigmoids; sigmoid k is w_k times it, and its slope over itself exp(-a_k) times sigmoid k.
             const float sigmoids = reciprocal<T>(q * e1 * e2);
             sloped[0][c] = w[0][c] * (w[0][c] * sigmoids * d0);
