@@ -29,9 +29,16 @@ constexpr BulkDemand kDemand = {.tiles = kTiles,
                                 .threads = {0, 0, 736, 0, 480, 0, 0, 0, 352},
                                 .registers = {0, 0, 80, 0, 120, 0, 0, 0, 160},
                                 .tensors = 11.0,
-                                .fixed_us = {0, 0, 0.35, 0, 0.5, 0, 0, 0, 0.6},
-                                .warp_us = {0, 0, 0.025, 0, 0.04, 0, 0, 0, 0.07},
-                                .border_us = 0.15};
+                                .fixed_us = {0, 0, 0.67, 0, 0.5, 0, 0, 0, 0.38},
+                                .warp_us = {0, 0, 0.026, 0, 0.05, 0, 0, 0, 0.051},
+                                .border_us = 0.24,
+                                .load_us = 1.27,
+                                .row_us = 1.9e-3,
+                                .shared_us = 0.02e-3,
+                                .serial = 0.14,
+                                .byte_us = 1e-6 / 2.08,
+                                .segment = {5.2, 3.2, 1.4},
+                                .narrow_stores = 1.15};
 
 struct Pass {
   CUtensorMap x, a, lam, u, dy, state, partial;

@@ -39,7 +39,7 @@ struct RingPlace {
   }
 };
 
-// What a kernel needs.
+// What a kernel needs, and the constants of its cost, fitted to measured sweeps (NOTES.md).
 struct BulkDemand {
   int tiles, wide_tiles;
   int exchanged;  // values a channel and position sends
@@ -48,6 +48,13 @@ struct BulkDemand {
   double tensors;  // of x's size, moved per direction
   // Of a line: without warps, for each warp of a multiprocessor, for a split line.
   double fixed_us[9], warp_us[9], border_us;
+  double load_us;    // from the request of a line to its arrival
+  double row_us;     // of one position of one tile, however narrow
+  double shared_us;  // of one byte into a multiprocessor
+  double serial;     // share of computing, loading and waiting that does not overlap the longest of them
+  double byte_us;    // of DRAM traffic
+  double segment[3];     // factor on traffic for 16, 32, 64 bytes a position
+  double narrow_stores;  // the same for each halving of what a block writes of a 32-byte sector
 };
 
 __host__ __device__ constexpr int exchange_bytes(int positions, int per_position, int lanes, int exchanged) {
@@ -110,22 +117,34 @@ inline bool estimate(BulkLayout& l, const LineScanShape& s, const BulkDemand& de
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2, d = s.num_directions;
   const DeviceLimits& limits = device_limits();
   const int threads = l.threads + 32;
-  const int by_registers = 65536 / ((threads + 127) / 128 * 128 * demand.registers[l.lanes]);
-  const int per_sm =
-      std::clamp<int>(std::min<int>(limits.shared / (l.shared + 1024), by_registers), 1, kMaxBlocksPerSm);
+  const int by_threads =
+      std::min(2048 / threads, 65536 / ((threads + 127) / 128 * 128 * demand.registers[l.lanes]));
+  const int per_sm = std::clamp<int>(std::min<int>(limits.shared / (l.shared + 1024), by_threads), 1, kMaxBlocksPerSm);
   const double places = limits.resident[l.split][per_sm];
   if (places == 0) return false;
   const double clusters = static_cast<double>(l.tasks(s) * l.sides);
   const double resident = std::min(clusters, places);
   const double multiprocessors = limits.resident[1][1];
   const double busy = std::min(multiprocessors, resident * l.split);
-  const double warps = l.threads / 32.0 * std::max(1.0, resident * l.split / multiprocessors);
-  const double line =
-      demand.fixed_us[l.lanes] + demand.warp_us[l.lanes] * warps + (l.split > 1 ? demand.border_us : 0.0);
+  const double crowd = std::max(1.0, resident * l.split / multiprocessors);
+
+  const double compute = demand.fixed_us[l.lanes] + demand.warp_us[l.lanes] * l.threads / 32 * crowd +
+                         (l.split > 1 ? demand.border_us : 0.0);
+  const double load = crowd * l.positions * (demand.tiles + demand.wide_tiles) *
+                      std::max(demand.row_us, l.vectors * 16 * demand.shared_us);
+  const double wait = demand.load_us / (l.stages - 1);
+  const double longest = std::max({compute, load, wait});
+  const double line = longest + demand.serial * (compute + load + wait - longest);
   const double latency = all_lines / (l.parts * l.sides) * line;
-  const double segment = l.vectors >= 8 ? 1.0 : l.vectors == 4 ? 1.2 : l.vectors == 2 ? 1.6 : 2.2;
-  const double tensor_us = 1e-6 * bytes * s.channels * s.batch * s.height * s.width / 2.6;
-  const double memory = tensor_us * (demand.tensors * d + 2) * segment;
+
+  // Slices read whole positions each; neither that nor half-written sectors matter while all stays in L2.
+  const double tensor = static_cast<double>(bytes) * s.channels * s.batch * s.height * s.width;
+  const double outside_l2 = std::clamp((tensor * demand.tensors * d - 100e6) / 400e6, 0.0, 1.0);
+  const double width = std::min(2.0, static_cast<double>(l.vectors) / l.slices);
+  const double sliced = l.slices * std::pow(demand.narrow_stores, std::log2(2 / width)) - 1;
+  const double segment = l.vectors >= 8 ? 1.0 : demand.segment[l.vectors / 2];
+  const double tensor_us = tensor * demand.byte_us;
+  const double memory = tensor_us * (demand.tensors * d + 2) * segment * (1 + sliced * outside_l2);
   // Clusters run in waves, each as long as its dependent lines or its bytes take; few blocks draw less than all
   // multiprocessors could.
   const auto wave = [&](double count) {
@@ -134,7 +153,7 @@ inline bool estimate(BulkLayout& l, const LineScanShape& s, const BulkDemand& de
   const double full_waves = std::floor(clusters / resident);
   const double rest = clusters - full_waves * resident;
   l.cost = full_waves * wave(resident) + (rest > 0 ? wave(rest) : 0.0);
-  if (l.sides == 2) l.cost += 2 + 2 * (d / l.parts / 2);
+  if (l.sides == 2) l.cost += 3.0 * (1 + d / l.parts / 2);
   if (l.scratch) l.cost += tensor_us * (l.parts + 1) + 3;
   return true;
 }
@@ -151,6 +170,8 @@ inline BulkLayout find_bulk_plan(const LineScanShape& s, bool summed, const Bulk
   for (int lanes = 16 / bytes; lanes >= 2; lanes = lanes == 2 ? 0 : 2) {
     for (int slices = 1; slices <= (lanes == 2 ? 4 : 1); slices *= 2) {
       for (int vectors = 16; vectors >= 1; vectors /= 2) {
+        // More slices of wide rows were never faster: every slice reads whole rows.
+        if (slices > 1 && vectors > 2) continue;
         for (int parts = 1; parts <= d; ++parts) {
           for (int sides = 1; sides <= 2; ++sides) {
             // Opposite directions one after the other never beat both at once.
