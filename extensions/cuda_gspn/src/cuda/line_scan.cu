@@ -1,58 +1,39 @@
-// Chooses a kernel; docs/operators.md has the table of conditions, NOTES.md says what CGSPN_BULK adds.
+// Chooses a kernel; docs/operators.md has the table of conditions.
 #include "cgspn/line_scan_cuda.h"
+#include "cuda/bulk/backward.cuh"
+#include "cuda/bulk/forward.cuh"
+#include "cuda/bulk/recompute.cuh"
 #include "channels_last_backward.cuh"
 #include "channels_last_forward.cuh"
 #include "channels_last_plan.cuh"
 #include "general_backward.cuh"
 #include "general_forward.cuh"
-#ifdef CGSPN_BULK
-#include "cuda/bulk/backward.cuh"
-#include "cuda/bulk/forward.cuh"
-#include "cuda/bulk/packed.cuh"
-#include "cuda/bulk/recompute.cuh"
-#endif
 
 namespace cgspn::cuda {
 
 __global__ void occupancy_probe() {}
 
 size_t line_scan_forward_workspace(const LineScanForward& call) {
-#ifdef CGSPN_BULK
   if (bulk_forward_applies(call)) return bulk_forward_workspace(call);
-  if (!channels_last_forward_applies(call) && packed_forward_applies(call)) return packed_forward_workspace(call);
-#endif
   return channels_last_forward_applies(call) ? channels_last_forward_workspace(call) : general_forward_workspace(call);
 }
 
 cudaError_t line_scan_forward(const LineScanForward& call, void* workspace, cudaStream_t stream) {
-#ifdef CGSPN_BULK
   if (bulk_forward_applies(call)) return bulk_forward(call, workspace, stream);
-  if (!channels_last_forward_applies(call) && packed_forward_applies(call)) {
-    return packed_forward(call, workspace, stream);
-  }
-#endif
   return channels_last_forward_applies(call) ? channels_last_forward(call, workspace, stream)
                                              : general_forward(call, workspace, stream);
 }
 
 size_t line_scan_backward_workspace(const LineScanBackward& call) {
-#ifdef CGSPN_BULK
   if (bulk_backward_applies(call)) return bulk_backward_workspace(call);
   if (bulk_recompute_applies(call)) return bulk_recompute_workspace(call);
-  if (!channels_last_backward_applies(call) && packed_backward_applies(call)) return packed_backward_workspace(call);
-#endif
   return channels_last_backward_applies(call) ? channels_last_backward_workspace(call)
                                               : general_backward_workspace(call);
 }
 
 cudaError_t line_scan_backward(const LineScanBackward& call, void* workspace, cudaStream_t stream) {
-#ifdef CGSPN_BULK
   if (bulk_backward_applies(call)) return bulk_backward(call, workspace, stream);
   if (bulk_recompute_applies(call)) return bulk_recompute(call, workspace, stream);
-  if (!channels_last_backward_applies(call) && packed_backward_applies(call)) {
-    return packed_backward(call, workspace, stream);
-  }
-#endif
   return channels_last_backward_applies(call) ? channels_last_backward(call, workspace, stream)
                                               : general_backward(call, workspace, stream);
 }
