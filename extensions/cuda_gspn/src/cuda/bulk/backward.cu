@@ -11,6 +11,7 @@
 #include "cuda/async.cuh"
 #include "cuda/bulk/copies.cuh"
 #include "cuda/bulk/backward.cuh"
+#include "cuda/bulk/launch.cuh"
 #include "cuda/bulk/plan.cuh"
 #include "cuda/bulk/words.cuh"
 #include "cuda/numerics.cuh"
@@ -460,26 +461,14 @@ BulkLayout layout_of(const LineScanBackward& call) {
   return bulk_plan(call.shape, call.dx.data != nullptr, kDemand);
 }
 
-template <typename T, int N, bool kNormalize, bool kCluster>
-cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  return launch_clusters(bulk_backward_kernel<T, N, kNormalize, kCluster>, p, l.blocks(s), l.threads + 32,
-                         l.shared, l.split, stream);
-}
-
-template <typename T, int N>
-cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  if (l.split > 1) {
-    return s.normalize ? launch<T, N, true, true>(p, l, s, stream) : launch<T, N, false, true>(p, l, s, stream);
-  }
-  return s.normalize ? launch<T, N, true, false>(p, l, s, stream) : launch<T, N, false, false>(p, l, s, stream);
-}
-
 template <typename T>
 cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stream, bool accumulate) {
   const LineScanShape& s = call.shape;
   const BulkLayout l = layout_of(call);
   constexpr int kBytes = sizeof(T);
   Params p;
+  cudaError_t error = prepare_params(p, l, s, workspace, stream);
+  if (error != cudaSuccess) return error;
   p.state_stride = byte_strides(call.state, kBytes);
   p.dx_stride = byte_strides(call.dx, kBytes);
   p.da_stride = byte_strides(call.da, kBytes);
@@ -487,59 +476,37 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
   p.dlam_stride = byte_strides(call.dlam, kBytes);
   p.du_stride = byte_strides(call.du, kBytes);
   const int64_t tensor = s.batch * s.height * s.width * s.channels * kBytes;
-  const int per_part = s.num_directions / l.parts;
-  p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
-  p.counters = static_cast<unsigned*>(workspace);
   char* const scratch = static_cast<char*>(workspace) + l.counter_bytes(s);
-  if (l.sides == 2) {
-    const cudaError_t error = cudaMemsetAsync(p.counters, 0, l.counter_bytes(s), stream);
-    if (error != cudaSuccess) return error;
-  }
-  p.groups = l.groups;
-  p.vectors = l.vectors;
-  p.slices = l.slices;
-  p.parts = l.parts;
-  p.passes_per_part = per_part / l.sides;
-  p.sides = l.sides;
-  p.split = l.split;
-  p.positions = l.positions;
-  p.stages = l.stages;
-  const auto slot = [&](const auto& view, int i) {
-    return view.data == nullptr ? nullptr : static_cast<char*>(view.data) + i * view.d * kBytes;
-  };
+  const int per_part = s.num_directions / l.parts;
   int order[kMaxDirections];
   scan_order(s, l.sides, order);
   bool encoded = true;
   for (int n = 0; n < s.num_directions; ++n) {
     const int i = order[n];
-    const Direction d = s.directions[i];
+    const auto slot = [&](const auto& view) { return direction_data(view, i, kBytes); };
     Pass& pass = p.passes[n];
-    pass.vertical = is_vertical(d);
-    pass.reversed = is_reversed(d);
+    const TileMaps maps = prepare_pass(pass, l, s, s.directions[i]);
     pass.accumulate = accumulate || n % per_part >= l.sides;
-    pass.lines = static_cast<int>(num_lines(s, d));
-    pass.length = static_cast<int>(line_length(s, d));
-    pass.positions = (pass.length + l.split - 1) / l.split;
     pass.has_lam = call.lam.data != nullptr;
     pass.has_u = call.u.data != nullptr;
-    pass.last_state = slot(call.state, i);
-    pass.da = slot(call.da, i);
-    pass.dlam = slot(call.dlam, i);
-    pass.du = slot(call.du, i);
+    pass.last_state = slot(call.state);
+    pass.da = slot(call.da);
+    pass.dlam = slot(call.dlam);
+    pass.du = slot(call.du);
     pass.dx = static_cast<char*>(call.dx.data);
     if (l.scratch) pass.dx = scratch + n / per_part * tensor;
-    const TileMaps maps{s, pass.vertical, pass.lines, pass.length, pass.positions, l.vectors, kBytes};
     encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) &&
-              maps.encode(&pass.a, call.a, slot(call.a, i)) &&
-              (!pass.has_lam || maps.encode(&pass.lam, call.lam, slot(call.lam, i))) &&
-              (!pass.has_u || maps.encode(&pass.u, call.u, slot(call.u, i))) &&
-              maps.encode(&pass.dy, call.dy, slot(call.dy, i)) &&
-              maps.encode(&pass.state, call.state, slot(call.state, i), 2) &&
+              maps.encode(&pass.a, call.a, slot(call.a)) &&
+              (!pass.has_lam || maps.encode(&pass.lam, call.lam, slot(call.lam))) &&
+              (!pass.has_u || maps.encode(&pass.u, call.u, slot(call.u))) &&
+              maps.encode(&pass.dy, call.dy, slot(call.dy)) &&
+              maps.encode(&pass.state, call.state, slot(call.state), 2) &&
               (pass.dx == nullptr || maps.encode(&pass.partial, call.dx, pass.dx));
   }
   if (!encoded) return cudaErrorInvalidValue;
-  const cudaError_t error =
-      l.lanes == 2 ? launch<T, 2>(p, l, s, stream) : launch<T, kLanes<T>>(p, l, s, stream);
+  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster>() {
+    return bulk_backward_kernel<T, N, kNormalize, kCluster>;
+  });
   if (error != cudaSuccess || !l.scratch) return error;
   return sum_parts<T>(scratch, call.dx.data, l.parts, tensor, stream);
 }
@@ -548,33 +515,21 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
 
 bool bulk_backward_applies(const LineScanBackward& call) {
   const LineScanShape& s = call.shape;
-  if (s.dtype == DType::kFloat64 || s.affinity_channels != s.channels || call.state.data == nullptr) return false;
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
-  if (s.channels * bytes % 16 != 0) return false;
-  if (!(tiled(call.x, s, bytes) && tiled(call.a, s, bytes) && tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) &&
-        tiled(call.dy, s, bytes) && tiled(call.state, s, bytes) && tiled(call.dx, s, bytes) &&
-        vectorised(call.da, bytes) && vectorised(call.dlam, bytes) && vectorised(call.du, bytes))) {
+  if (!(bulk_channels(s) && call.state.data != nullptr && tiled(call.x, s, bytes) && tiled(call.a, s, bytes) &&
+        tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) && tiled(call.dy, s, bytes) &&
+        tiled(call.state, s, bytes) && tiled(call.dx, s, bytes) && vectorised(call.da, bytes) &&
+        vectorised(call.dlam, bytes) && vectorised(call.du, bytes))) {
     return false;
   }
   const BulkLayout l = layout_of(call);
-  const bool dense =
-      call.dx.w == s.channels && call.dx.h == s.channels * s.width && call.dx.b == call.dx.h * s.height;
-  return l.valid && (dense || !l.scratch);
+  return l.valid && (dense_channels_last(call.dx, s) || !l.scratch);
 }
 
 size_t bulk_backward_workspace(const LineScanBackward& call) { return layout_of(call).workspace(call.shape); }
 
 cudaError_t bulk_backward(const LineScanBackward& call, void* workspace, cudaStream_t stream, bool accumulate) {
-  switch (call.shape.dtype) {
-    case DType::kFloat16:
-      return run<__half>(call, workspace, stream, accumulate);
-    case DType::kBFloat16:
-      return run<__nv_bfloat16>(call, workspace, stream, accumulate);
-    case DType::kFloat32:
-      return run<float>(call, workspace, stream, accumulate);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return dispatch_bulk(call.shape.dtype, [&]<typename T>() { return run<T>(call, workspace, stream, accumulate); });
 }
 
 }  // namespace cgspn::cuda

@@ -19,6 +19,7 @@
 #include "cuda/async.cuh"
 #include "cuda/bulk/copies.cuh"
 #include "cuda/bulk/forward.cuh"
+#include "cuda/bulk/launch.cuh"
 #include "cuda/bulk/plan.cuh"
 #include "cuda/bulk/words.cuh"
 #include "cuda/numerics.cuh"
@@ -377,76 +378,42 @@ BulkLayout layout_of(const LineScanForward& call) {
   return bulk_plan(call.shape, call.sum && call.y.data != nullptr, kDemand);
 }
 
-template <typename T, int N, bool kNormalize, bool kCluster>
-cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  return launch_clusters(bulk_forward_kernel<T, N, kNormalize, kCluster>, p, l.blocks(s), l.threads + 32,
-                         l.shared, l.split, stream);
-}
-
-template <typename T, int N>
-cudaError_t launch(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  if (l.split > 1) {
-    return s.normalize ? launch<T, N, true, true>(p, l, s, stream) : launch<T, N, false, true>(p, l, s, stream);
-  }
-  return s.normalize ? launch<T, N, true, false>(p, l, s, stream) : launch<T, N, false, false>(p, l, s, stream);
-}
-
 template <typename T>
 cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t stream) {
   const LineScanShape& s = call.shape;
   const BulkLayout l = layout_of(call);
   constexpr int kBytes = sizeof(T);
   Params p;
+  cudaError_t error = prepare_params(p, l, s, workspace, stream);
+  if (error != cudaSuccess) return error;
   p.y_stride = byte_strides(call.y, kBytes);
   p.state_stride = byte_strides(call.state, kBytes);
   const int64_t tensor = s.batch * s.height * s.width * s.channels * kBytes;
-  p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
-  p.counters = static_cast<unsigned*>(workspace);
   char* const scratch = static_cast<char*>(workspace) + l.counter_bytes(s);
-  if (l.sides == 2) {
-    const cudaError_t error = cudaMemsetAsync(p.counters, 0, l.counter_bytes(s), stream);
-    if (error != cudaSuccess) return error;
-  }
-  p.groups = l.groups;
-  p.vectors = l.vectors;
-  p.slices = l.slices;
-  p.parts = l.parts;
-  p.passes_per_part = s.num_directions / l.parts / l.sides;
-  p.sides = l.sides;
-  p.split = l.split;
-  p.positions = l.positions;
-  p.stages = l.stages;
-  const auto slot = [&](const auto& view, int i) {
-    return view.data == nullptr ? nullptr : static_cast<char*>(view.data) + i * view.d * kBytes;
-  };
   const int per_part = s.num_directions / l.parts;
   int order[kMaxDirections];
   scan_order(s, l.sides, order);
   bool encoded = true;
   for (int n = 0; n < s.num_directions; ++n) {
     const int i = order[n];
-    const Direction d = s.directions[i];
     Pass& pass = p.passes[n];
-    pass.vertical = is_vertical(d);
-    pass.reversed = is_reversed(d);
+    const TileMaps maps = prepare_pass(pass, l, s, s.directions[i]);
     pass.accumulate = call.sum && call.y.data != nullptr && n % per_part >= l.sides;
-    pass.lines = static_cast<int>(num_lines(s, d));
-    pass.length = static_cast<int>(line_length(s, d));
-    pass.positions = (pass.length + l.split - 1) / l.split;
     pass.has_lam = call.lam.data != nullptr;
     pass.has_u = call.u.data != nullptr && call.y.data != nullptr;
-    pass.state = slot(call.state, i);
-    pass.y = call.sum || call.y.data == nullptr ? static_cast<char*>(call.y.data) : slot(call.y, i);
+    pass.state = direction_data(call.state, i, kBytes);
+    pass.y = call.sum ? static_cast<char*>(call.y.data) : direction_data(call.y, i, kBytes);
     if (l.scratch) pass.y = scratch + n / per_part * tensor;
-    const TileMaps maps{s, pass.vertical, pass.lines, pass.length, pass.positions, l.vectors, kBytes};
-    encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) && maps.encode(&pass.a, call.a, slot(call.a, i)) &&
-              (!pass.has_lam || maps.encode(&pass.lam, call.lam, slot(call.lam, i))) &&
-              (!pass.has_u || maps.encode(&pass.u, call.u, slot(call.u, i))) &&
+    encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) &&
+              maps.encode(&pass.a, call.a, direction_data(call.a, i, kBytes)) &&
+              (!pass.has_lam || maps.encode(&pass.lam, call.lam, direction_data(call.lam, i, kBytes))) &&
+              (!pass.has_u || maps.encode(&pass.u, call.u, direction_data(call.u, i, kBytes))) &&
               (pass.y == nullptr || maps.encode(&pass.partial, call.y, pass.y));
   }
   if (!encoded) return cudaErrorInvalidValue;
-  const cudaError_t error =
-      l.lanes == 2 ? launch<T, 2>(p, l, s, stream) : launch<T, kLanes<T>>(p, l, s, stream);
+  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster>() {
+    return bulk_forward_kernel<T, N, kNormalize, kCluster>;
+  });
   if (error != cudaSuccess || !l.scratch) return error;
   return sum_parts<T>(scratch, call.y.data, l.parts, tensor, stream);
 }
@@ -455,32 +422,19 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
 
 bool bulk_forward_applies(const LineScanForward& call) {
   const LineScanShape& s = call.shape;
-  if (s.dtype == DType::kFloat64 || s.affinity_channels != s.channels) return false;
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
-  if (s.channels * bytes % 16 != 0) return false;
-  if (!(tiled(call.x, s, bytes) && tiled(call.a, s, bytes) && tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) &&
-        tiled(call.y, s, bytes) && vectorised(call.state, bytes))) {
+  if (!(bulk_channels(s) && tiled(call.x, s, bytes) && tiled(call.a, s, bytes) && tiled(call.lam, s, bytes) &&
+        tiled(call.u, s, bytes) && tiled(call.y, s, bytes) && vectorised(call.state, bytes))) {
     return false;
   }
   const BulkLayout l = layout_of(call);
-  const bool dense =
-      call.y.w == s.channels && call.y.h == s.channels * s.width && call.y.b == call.y.h * s.height;
-  return l.valid && (dense || !l.scratch);
+  return l.valid && (dense_channels_last(call.y, s) || !l.scratch);
 }
 
 size_t bulk_forward_workspace(const LineScanForward& call) { return layout_of(call).workspace(call.shape); }
 
 cudaError_t bulk_forward(const LineScanForward& call, void* workspace, cudaStream_t stream) {
-  switch (call.shape.dtype) {
-    case DType::kFloat16:
-      return run<__half>(call, workspace, stream);
-    case DType::kBFloat16:
-      return run<__nv_bfloat16>(call, workspace, stream);
-    case DType::kFloat32:
-      return run<float>(call, workspace, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  return dispatch_bulk(call.shape.dtype, [&]<typename T>() { return run<T>(call, workspace, stream); });
 }
 
 }  // namespace cgspn::cuda

@@ -1,11 +1,9 @@
-// How a call of the bulk-copy kernels is cut into clusters of blocks, and their launch.
+// How a call of the bulk-copy kernels is cut into clusters of blocks.
 #pragma once
 
 #include "cuda/async.cuh"
 #include "cuda/bulk/copies.cuh"
 #include "cuda/channels_last_plan.cuh"
-#include "cuda/vector.cuh"
-
 
 namespace cgspn::cuda {
 
@@ -220,57 +218,6 @@ inline BulkLayout bulk_plan(const LineScanShape& s, bool summed, const BulkDeman
   oldest = (oldest + 1) % kKnown;
   k = {s, summed, &demand, device, find_bulk_plan(s, summed, demand)};
   return k.layout;
-}
-
-// Whether a tensor map can describe the view: strides of axes longer than 1 are positive multiples of 16 bytes.
-template <typename View>
-bool tiled(const View& v, const LineScanShape& s, int bytes) {
-  const auto fits = [&](int64_t stride, int64_t size) {
-    return size == 1 || (stride > 0 && stride * bytes < int64_t{1} << 40);
-  };
-  return v.data == nullptr ||
-         (vectorised(v, bytes) && fits(v.b, s.batch) && fits(v.h, s.height) && fits(v.w, s.width));
-}
-
-// Makes tensor maps of (channel, position, line, image), with the neighbours as second axis for an affinity.
-struct TileMaps {
-  const LineScanShape& shape;
-  bool vertical;
-  int lines, length, positions, vectors, bytes;
-
-  template <typename View>
-  bool encode(CUtensorMap* map, const View& v, const void* data, int border = 0) const {
-    const cuuint64_t sizes[4] = {cuuint64_t(shape.channels), cuuint64_t(length), cuuint64_t(lines),
-                                 cuuint64_t(shape.batch)};
-    const cuuint64_t strides[3] = {cuuint64_t((vertical ? v.w : v.h) * bytes),
-                                   cuuint64_t((vertical ? v.h : v.w) * bytes), cuuint64_t(v.b * bytes)};
-    const cuuint32_t box[4] = {cuuint32_t(vectors * 16 / bytes), cuuint32_t(positions + border), 1, 1};
-    return encode_tensor_map(map, data, bytes, 4, sizes, strides, box);
-  }
-
-  bool encode(CUtensorMap* map, const AffinityView& v, const void* data) const {
-    const cuuint64_t sizes[5] = {cuuint64_t(shape.channels), 3, cuuint64_t(length), cuuint64_t(lines),
-                                 cuuint64_t(shape.batch)};
-    const cuuint64_t strides[4] = {cuuint64_t(v.k * bytes), cuuint64_t((vertical ? v.w : v.h) * bytes),
-                                   cuuint64_t((vertical ? v.h : v.w) * bytes), cuuint64_t(v.b * bytes)};
-    const cuuint32_t box[5] = {cuuint32_t(vectors * 16 / bytes), 3, cuuint32_t(positions), 1, 1};
-    return encode_tensor_map(map, data, bytes, 5, sizes, strides, box);
-  }
-};
-
-// Ones in place of absent gates, in every stage of the ring; -1 is a gate that is there.
-template <typename T>
-__device__ __forceinline__ void fill_absent_gates(unsigned char* shared, const BulkShared& at, int stages, int vectors,
-                                                  int lam, int u) {
-  if (lam < 0 && u < 0) return;
-  const uint4 one = *reinterpret_cast<const uint4*>(ones<T>());
-  for (int s = 0; s < stages; ++s) {
-    unsigned char* const stage = shared + s * at.stage_bytes;
-    for (int i = threadIdx.x; i < vectors; i += blockDim.x) {
-      if (lam >= 0) reinterpret_cast<uint4*>(stage + lam * at.tile)[i] = one;
-      if (u >= 0) reinterpret_cast<uint4*>(stage + u * at.tile)[i] = one;
-    }
-  }
 }
 
 }  // namespace cgspn::cuda
