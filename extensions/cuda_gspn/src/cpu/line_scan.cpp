@@ -97,7 +97,7 @@ class Buffer {
 struct Blocking {
   int64_t size, count;
 
-  Blocking(const LineScanShape& shape, int64_t channel_stride, int num_threads) {
+  Blocking(const LineScanShape& shape, int64_t channel_stride, int num_threads, bool backward = false) {
     constexpr int64_t kLineElements = 16384, kNarrow = 16, kWide = 64;
     const int64_t channels = shape.channels;
     if (channels > 1 && channel_stride != 1 && channel_stride != 0) {
@@ -107,7 +107,13 @@ struct Blocking {
       size = kLineElements / longest / kNarrow * kNarrow;
       size = size < kNarrow ? kNarrow : size > kWide ? kWide : size;
       while (size > kNarrow && 2 * shape.batch * ((channels + size - 1) / size) < num_threads) size /= 2;
-      if (channels <= size + kNarrow / 2) size = channels;
+      if (channels == kNarrow + kNarrow / 4 && !backward) {
+        // The few left over fill vectors of several positions, but would leave most of one position's empty. The
+        // backward pass has more to write, where fetching cache lines twice outweighs this.
+        size = kNarrow;
+      } else if (channels <= size + kNarrow / 2) {
+        size = channels;
+      }
     }
     count = (channels + size - 1) / size;
   }
@@ -187,7 +193,7 @@ void line_scan_forward(const LineScanForward& call, const Threads& threads) {
 void line_scan_backward(const LineScanBackward& call, const Threads& threads) {
   const LineScanShape& shape = call.shape;
   // The sums of a shared affinity's gradient depend on the blocks, so those must not depend on the threads.
-  const Blocking blocking(shape, shape.affinity_channels > 1 ? call.a.c : call.x.c, shape.affinity_channels > 1 ? threads.count : 1);
+  const Blocking blocking(shape, shape.affinity_channels > 1 ? call.a.c : call.x.c, shape.affinity_channels > 1 ? threads.count : 1, true);
   const bool shared = call.da.data != nullptr && shape.affinity_channels == 1 && shape.channels > 1;
   const int64_t pixels = shape.batch * shape.height * shape.width * element_size(shape.dtype);
   const int64_t gate = pixels * shape.channels * shape.num_directions;

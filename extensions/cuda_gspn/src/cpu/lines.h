@@ -120,21 +120,24 @@ inline void transpose8(Float8 (&rows)[8]) {
 }
 
 // Blocks of eight lines that are neighbours in memory, forwards or backwards, between a tensor and line buffers.
-// Whole blocks of positions only; `visit` gets the position and the block, low address first.
+// The last block of either axis is moved back to end with it. `visit` gets the position, the line and the block, low
+// address first; false if there are too few lines or positions for a block.
 template <class In, class Visit>
-int64_t for_each_block(const Plane<In>& plane, int64_t count, int64_t positions, Visit visit) {
-  int64_t j = 0;
-  for (; j + 8 <= positions; j += 8) {
-    for (int64_t i = 0; i + 8 <= count; i += 8) {
+bool for_each_block(const Plane<In>& plane, int64_t count, int64_t positions, Visit visit) {
+  if (count < 8 || positions < 8 || (plane.line != 1 && plane.line != -1)) return false;
+  for (int64_t end = 8; end < positions + 8; end += 8) {
+    const int64_t j = (end < positions ? end : positions) - 8;
+    for (int64_t last = 8; last < count + 8; last += 8) {
+      const int64_t i = (last < count ? last : count) - 8;
       const Plane<In> lines = plane.from_line(i);
       visit(j, i, (lines.line > 0 ? lines.data : lines.data - 7) + j * lines.position);
     }
   }
-  return j;
+  return true;
 }
 
 template <class In>
-int64_t read_transposed(float* to, int64_t stride, const Plane<In>& from, int64_t count, int64_t positions) {
+bool read_transposed(float* to, int64_t stride, const Plane<In>& from, int64_t count, int64_t positions) {
   const int64_t first = from.line > 0 ? 0 : 7 * stride, step = from.line > 0 ? stride : -stride;
   return for_each_block(from, count, positions, [&](int64_t j, int64_t i, const In* low) {
     Float8 rows[8];
@@ -150,7 +153,7 @@ int64_t read_transposed(float* to, int64_t stride, const Plane<In>& from, int64_
 }
 
 template <class Out>
-int64_t write_transposed(const Plane<Out>& to, const float* from, int64_t stride, int64_t count, int64_t positions) {
+bool write_transposed(const Plane<Out>& to, const float* from, int64_t stride, int64_t count, int64_t positions) {
   const int64_t first = to.line > 0 ? 0 : 7 * stride, step = to.line > 0 ? stride : -stride;
   return for_each_block(to, count, positions, [&](int64_t j, int64_t i, Out* low) {
     Float8 rows[8];
@@ -169,16 +172,12 @@ void read_lines(T* to, int64_t stride, const Plane<In>& from, int64_t count, con
     for (int64_t i = 0; i < count; ++i) read_line(to + i * stride, from.from_line(i), extent);
     return;
   }
-  int64_t done_lines = 0, done = 0;
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (from.line == 1 || from.line == -1) {
-      done_lines = count / 8 * 8;
-      done = read_transposed(to, stride, from, count, extent.positions);
-    }
+    if (read_transposed(to, stride, from, count, extent.positions)) return;
   }
   for (int64_t j = 0; j < extent.positions; ++j) {
     const In* row = from.data + j * from.position;
-    for (int64_t i = j < done ? done_lines : 0; i < count; ++i) to[i * stride + j] = widen(row[i * from.line]);
+    for (int64_t i = 0; i < count; ++i) to[i * stride + j] = widen(row[i * from.line]);
   }
 }
 
@@ -188,16 +187,12 @@ void write_lines(const Plane<Out>& to, const T* from, int64_t stride, int64_t co
     for (int64_t i = 0; i < count; ++i) write_line(to.from_line(i), from + i * stride, extent);
     return;
   }
-  int64_t done_lines = 0, done = 0;
   if constexpr (sizeof(T) == sizeof(float)) {
-    if (to.line == 1 || to.line == -1) {
-      done_lines = count / 8 * 8;
-      done = write_transposed(to, from, stride, count, extent.positions);
-    }
+    if (write_transposed(to, from, stride, count, extent.positions)) return;
   }
   for (int64_t j = 0; j < extent.positions; ++j) {
     Out* row = to.data + j * to.position;
-    for (int64_t i = j < done ? done_lines : 0; i < count; ++i) row[i * to.line] = narrow<Out>(from[i * stride + j]);
+    for (int64_t i = 0; i < count; ++i) row[i * to.line] = narrow<Out>(from[i * stride + j]);
   }
 }
 
