@@ -30,16 +30,17 @@ constexpr BulkDemand kDemand = {.tiles = kTiles,
                                 .threads = {0, 0, 736, 0, 480, 0, 0, 0, 352},
                                 .registers = {0, 0, 80, 0, 120, 0, 0, 0, 160},
                                 .tensors = 11.0,
-                                .fixed_us = {0, 0, 0.67, 0, 0.5, 0, 0, 0, 0.38},
-                                .warp_us = {0, 0, 0.026, 0, 0.05, 0, 0, 0, 0.051},
-                                .border_us = 0.24,
-                                .load_us = 1.27,
-                                .row_us = 1.9e-3,
-                                .shared_us = 0.02e-3,
-                                .serial = 0.14,
-                                .byte_us = 1e-6 / 2.08,
-                                .segment = {5.2, 3.2, 1.4},
-                                .narrow_stores = 1.15};
+                                .fixed_us = {0, 0, 0.425, 0, 0.0489, 0, 0, 0, 0.534},
+                                .warp_us = {0, 0, 0.0123, 0, 0.0609, 0, 0, 0, 0.0235},
+                                .border_us = 0.471,
+                                .load_us = 1.21,
+                                .row_us = 2.05e-3,
+                                .shared_us = 1e-3 / 31,
+                                .serial = 0.12,
+                                .byte_us = 1e-6 / 2.32,
+                                .segment = {2.73, 2.99, 1.53},
+                                .narrow_stores = 2.12,
+                                .sharpness = 3.95};
 
 struct Pass {
   CUtensorMap x, a, lam, u, dy, state, partial;

@@ -38,16 +38,17 @@ constexpr BulkDemand kDemand = {.tiles = kTiles,
                                 .threads = {0, 0, 992, 0, 704, 0, 0, 0, 544},
                                 .registers = {0, 0, 64, 0, 80, 0, 0, 0, 96},
                                 .tensors = 5.5,
-                                .fixed_us = {0, 0, 0.47, 0, 0.4, 0, 0, 0, 0.5},
-                                .warp_us = {0, 0, 0.012, 0, 0.04, 0, 0, 0, 0.048},
-                                .border_us = 0.29,
-                                .load_us = 0.95,
-                                .row_us = 0.86e-3,
-                                .shared_us = 0.02e-3,
-                                .serial = 0.11,
-                                .byte_us = 1e-6 / 2.38,
-                                .segment = {1.9, 2.25, 1.2},
-                                .narrow_stores = 1.58};
+                                .fixed_us = {0, 0, 0.291, 0, 0.0412, 0, 0, 0, 0.353},
+                                .warp_us = {0, 0, 0.0114, 0, 0.0726, 0, 0, 0, 0.0296},
+                                .border_us = 0.206,
+                                .load_us = 1.02,
+                                .row_us = 0.647e-3,
+                                .shared_us = 1e-3 / 121,
+                                .serial = 0.197,
+                                .byte_us = 1e-6 / 2.68,
+                                .segment = {2.53, 1.73, 1.26},
+                                .narrow_stores = 1.47,
+                                .sharpness = 2.73};
 
 struct Pass {
   CUtensorMap x, a, lam, u, partial;

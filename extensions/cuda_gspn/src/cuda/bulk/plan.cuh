@@ -53,6 +53,7 @@ struct BulkDemand {
   double byte_us;    // of DRAM traffic
   double segment[3];     // factor on traffic for 16, 32, 64 bytes a position
   double narrow_stores;  // the same for each halving of what a block writes of a 32-byte sector
+  double sharpness;      // exponent of the norm that stands for the longer of dependent lines and bytes
 };
 
 __host__ __device__ constexpr int exchange_bytes(int positions, int per_position, int lanes, int exchanged) {
@@ -123,7 +124,6 @@ inline bool estimate(BulkLayout& l, const LineScanShape& s, const BulkDemand& de
   const double clusters = static_cast<double>(l.tasks(s) * l.sides);
   const double resident = std::min(clusters, places);
   const double multiprocessors = limits.resident[1][1];
-  const double busy = std::min(multiprocessors, resident * l.split);
   const double crowd = std::max(1.0, resident * l.split / multiprocessors);
 
   const double compute = demand.fixed_us[l.lanes] + demand.warp_us[l.lanes] * l.threads / 32 * crowd +
@@ -143,10 +143,10 @@ inline bool estimate(BulkLayout& l, const LineScanShape& s, const BulkDemand& de
   const double segment = l.vectors >= 8 ? 1.0 : demand.segment[l.vectors / 2];
   const double tensor_us = tensor * demand.byte_us;
   const double memory = tensor_us * (demand.tensors * d + 2) * segment * (1 + sliced * outside_l2);
-  // Clusters run in waves, each as long as its dependent lines or its bytes take; few blocks draw less than all
-  // multiprocessors could.
+  // Clusters run in waves, each about as long as its dependent lines or its bytes take, whichever is longer.
   const auto wave = [&](double count) {
-    return std::max(latency, memory * count / clusters / std::min(1.0, count / resident * busy / 100));
+    return std::pow(std::pow(latency, demand.sharpness) + std::pow(memory * count / clusters, demand.sharpness),
+                    1 / demand.sharpness);
   };
   const double full_waves = std::floor(clusters / resident);
   const double rest = clusters - full_waves * resident;
