@@ -155,6 +155,12 @@ def test_create_model_refuses_weights_of_another_model(tmp_path):
         cgspn.create_model("raw_patches", tmp_path)
 
 
+@pytest.mark.parametrize("pretrained", [True, False, 3, ""])
+def test_pretrained_is_a_path(pretrained):
+    with pytest.raises(ValueError, match=f"^pretrained={pretrained!r}: no weights are published; give a fol"):
+        cgspn.create_model("cgspn_demo_patch8", pretrained, **SMALL)
+
+
 def test_readable_errors(tmp_path, checkpoint):
     load = cgspn.VisionEncoder.from_pretrained
     with pytest.raises(ValueError, match=r"no pretrained encoder .*nothing; give a folder, a run or"):

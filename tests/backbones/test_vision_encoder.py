@@ -152,7 +152,7 @@ def test_names_for_the_optimizer_exist():
         (dict(img_size=(0, 8)), r"img_size=0 must be at least 1\."),
         (dict(mean=(0.5,)), r"in_chans=3 values each"),
         (dict(drop_path_rate=1.0), r"drop_path=1\.0 is not in \[0, 1\)"),
-        (dict(num_classes=-1), r"num_classes=-1 is negative"),
+        (dict(num_classes=-1), r"num_classes must be at least 0, got -1\."),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -171,6 +171,30 @@ def test_a_constructor_checks_by_itself_too():
 def test_wrong_image_shapes_give_one_line(shape):
     with pytest.raises(ValueError, match=r"Expected images \(B, 3, height, width\), got \("):
         build()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.bfloat16])
+def test_wrong_image_dtypes_give_one_line(dtype):
+    with pytest.raises(
+        ValueError, match=rf"images of dtype torch\.float32 as the weights have, got {dtype}\."
+    ):
+        build()(torch.zeros(1, 3, 32, 32, dtype=dtype))
+    with pytest.raises(ValueError, match=r"images must be a tensor, got ndarray\."):
+        build()(torch.zeros(1, 3, 32, 32).numpy())
+
+
+def test_autocast_takes_the_dtypes_that_it_converts():
+    encoder = build()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(torch.zeros(1, 3, 32, 32, dtype=torch.float16)).isfinite().all()
+        with pytest.raises(ValueError, match=r"got torch\.float64\."):
+            encoder(torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("indices", [0, -1])
+def test_a_number_of_blocks_below_1_is_named(indices):
+    with pytest.raises(ValueError, match=f"indices={indices} must be a number of last blocks, at least 1"):
+        build().forward_intermediates(IMAGES, indices=indices)
 
 
 @pytest.mark.parametrize(("indices", "bad"), [([3], 3), ([-4], -4), (4, -1)])

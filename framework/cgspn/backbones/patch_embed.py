@@ -4,6 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgspn.ops.checks import check_tensors
+
+# What autocast turns into its own dtype.
+CONVERTED = (torch.float16, torch.bfloat16, torch.float32)
+
 
 class PatchEmbed(nn.Module):
     """Turns an image into a grid of tokens, one linear layer on every patch.
@@ -25,7 +30,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, in_chans, height, width) to (B, ceil(height / patch), ceil(width / patch), C)."""
-        check_images(images, self.weight.shape[1])
+        check_images(images, self.weight.shape[1], self.weight.dtype)
         p = self.patch_size
         pad_bottom, pad_right = -images.shape[2] % p, -images.shape[3] % p
         if pad_bottom or pad_right:
@@ -36,7 +41,17 @@ class PatchEmbed(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
-def check_images(images: Tensor, in_chans: int) -> None:
-    """Raises ValueError unless ``images`` is (B, in_chans, height, width)."""
+def check_images(images: Tensor, in_chans: int, dtype: torch.dtype | None = None) -> None:
+    """Raises ValueError unless ``images`` is (B, in_chans, height, width), of ``dtype`` if one is given.
+
+    Autocast takes any dtype that it converts by itself.
+    """
+    check_tensors(images=images)
     if images.ndim != 4 or images.shape[1] != in_chans:
         raise ValueError(f"Expected images (B, {in_chans}, height, width), got {tuple(images.shape)}.")
+    if dtype is None or images.dtype == dtype:
+        return
+    if images.dtype not in CONVERTED or not torch.is_autocast_enabled(images.device.type):
+        raise ValueError(
+            f"Expected normalised images of dtype {dtype} as the weights have, got {images.dtype}."
+        )

@@ -169,6 +169,10 @@ def read_pretrained(path: str | Path, part: str = "encoder") -> Pretrained:
 
 def find_pretrained(path: str | Path, part: str = "encoder") -> tuple[Path, dict[str, Any]]:
     """As ``read_pretrained``, but returns the weight file unread and the config node."""
+    if not isinstance(path, str | Path) or not str(path):
+        raise ValueError(
+            f"pretrained={path!r}: no weights are published; give a folder, a run or a checkpoint of yours."
+        )
     path = Path(path)
     if path.name in (CONFIG, WEIGHTS):
         path = path.parent

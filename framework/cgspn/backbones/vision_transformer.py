@@ -14,6 +14,7 @@ from cgspn.backbones.positions import LearnedPositions, Resampling
 from cgspn.backbones.prefix import PrefixTokens, check_prefix, needs_positions
 from cgspn.backbones.pretrained import PretrainedMixin
 from cgspn.blocks.vit_block import ATTENTION, ViTBlock
+from cgspn.errors import check_at_least
 from cgspn.operators.linear import linear
 from cgspn.registry import BACKBONES, BLOCKS, HEADS, BlockConfig, HeadConfig, OperatorConfig
 
@@ -293,8 +294,7 @@ class VisionEncoder(PretrainedMixin, nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replaces the classifier by a new one; 0 removes it."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes={num_classes} is negative.")
+        check_at_least(0, num_classes=num_classes)
         self.num_classes = self.config["num_classes"] = num_classes
         self.classifier = linear(self.summary_dim, num_classes) if num_classes else nn.Identity()
 
@@ -326,6 +326,10 @@ class VisionEncoder(PretrainedMixin, nn.Module):
     def _block_indices(self, indices: int | Sequence[int] | None) -> set[int]:
         if indices is None:
             return set(range(self.depth))
+        if isinstance(indices, int) and indices < 1:
+            raise ValueError(
+                f"indices={indices} must be a number of last blocks, at least 1, or a list of blocks."
+            )
         chosen = range(self.depth - indices, self.depth) if isinstance(indices, int) else indices
         valid = range(0 if isinstance(indices, int) else -self.depth, self.depth)
         if outside := [i for i in chosen if i not in valid]:
