@@ -121,6 +121,30 @@ def test_bad_files(cgspn, config, content, message):
     assert cgspn("fit", "-c", "base.yaml", "-c", more).error.startswith(message)
 
 
+def test_no_data(cgspn):
+    error = cgspn("fit", "--model", "tiny.TinyModule", "--model.encoder", "vit_demo_patch8").error
+    assert error.startswith(
+        "No data are given; name a config file with -c, or a class with --data: ADE20KData"
+    )
+
+
+def test_base_classes_are_not_proposed(cgspn):
+    choices = cgspn("fit").error + cgspn("fit", "-c", "base.yaml", "--data=None").error
+    assert "Stage1Distillation" in choices
+    assert "WebDatasetDataModule" in choices
+    assert not {"ImageTextModule", "DistillationModule", "ImageDataModule"} & set(choices.split(", "))
+
+
+def test_missing_arguments_are_named(cgspn):
+    error = cgspn("fit", "--model", "Stage1Distillation", "--data", "tiny.TinyData").error
+    assert error == "model: the following arguments are required: student, teacher"
+
+
+def test_what_a_part_of_lightning_needs(cgspn):
+    error = cgspn("fit", "-c", "base.yaml", "--trainer.precision=transformer-engine").error
+    assert error.startswith("Requirement 'transformer_engine")
+
+
 def test_file_that_is_not_yaml(cgspn, tmp_path):
     (tmp_path / "bad.yaml").write_text("model: [")
     assert cgspn("fit", "-c", "bad.yaml").error.startswith("Config file bad.yaml is not valid YAML: ")

@@ -45,9 +45,12 @@ def subclasses(base: type) -> dict[str, type]:
 
 
 def public_subclasses(base: type) -> list[str]:
-    """Names of the subclasses that are worth proposing: neither Lightning's own nor private."""
-    known = subclasses(base).items()
-    return [name for name, cls in known if name[0] != "_" and not cls.__module__.startswith("lightning.")]
+    """Names of the subclasses that are worth proposing: neither Lightning's own nor private nor abstract."""
+    return [
+        name
+        for name, cls in subclasses(base).items()
+        if name[0] != "_" and not cls.__module__.startswith("lightning.") and not inspect.isabstract(cls)
+    ]
 
 
 def class_path(cls: type) -> str:

@@ -41,6 +41,7 @@ NOISE = re.compile(
 REWORDINGS = (
     (r".*Expected a dot import path string: (\S+).*", r"there is no class \1"),
     (r"unrecognized arguments: --([\w.]+)=\S*$", r"unknown option \1"),
+    (r"\.? (?:Got|Given) value: Namespace\(.*", ""),
     (r"\.? (?:Got|Given) value: ", ", got "),
     (r"^Expected an? (?:typing\.)?", "expected "),
     (r" Expected an? ", " or "),
@@ -116,7 +117,8 @@ def is_users(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and any(p.search(str(error)) for p in (OUT_OF_MEMORY, WORKER_DIED)):
         return True
     if isinstance(error, ModuleNotFoundError):
-        return extra_of(error) is not None
+        # Lightning names what one of its parts needs.
+        return extra_of(error) is not None or raised_in(error).startswith("lightning.")
     if type(error).__name__ == "MisconfigurationException":
         return True
     if isinstance(error, RuntimeError) and str(error).startswith(STATE_DICT_ERROR):
@@ -127,10 +129,14 @@ def is_users(error: BaseException) -> bool:
         return False
     if WORKER_ERROR.match(str(error)):
         return True
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    package = module.split(".")[0]
+    package = raised_in(error).split(".")[0]
     return package in USER_FACING_PACKAGES or package in plugin_packages()
+
+
+def raised_in(error: BaseException) -> str:
+    """Name of the module that raised an error."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "") if frames else ""
 
 
 def plugin_packages() -> set[str]:

@@ -28,11 +28,19 @@ import cgspn.segmentation
 from cgspn import registry
 from cgspn.cli import TRAINER_COMMANDS
 from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
+from cgspn.cli.classes import public_subclasses
 from cgspn.cli.errors import UsageError, one_line
 from cgspn.cli.nodes import expand
 from cgspn.cli.runs import RunConfig, mark_latest, new_run_folder
 from cgspn.cli.summary import PartSummary
 from cgspn.errors import unknown_name
+
+LOADERS = {
+    "fit": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
 
 
 def run_trainer(command: str, arguments: Sequence[str]) -> int:
@@ -103,6 +111,11 @@ class CLI(LightningCLI):
         if self.command == "predict" and not is_overridden("predict_step", self.model):
             name = type(self.model).__name__
             raise UsageError(f"{name} predicts nothing; `cgspn features` writes an encoder's features.")
+        if self.datamodule is None and not is_overridden(LOADERS[self.command], self.model):
+            known = ", ".join(sorted(public_subclasses(pl.LightningDataModule)))
+            raise UsageError(
+                f"No data are given; name a config file with -c, or a class with --data: {known}."
+            )
         check_devices(options.trainer.accelerator, options.trainer.devices)
         self.folder = new_run_folder(options.run)
         try:
@@ -202,6 +215,7 @@ def quieten() -> None:
         # Frozen parts are in eval mode on purpose.
         ".*Found \\d+ module\\(s\\) in eval mode at the start of training",
         ".*does not have many workers which may be a bottleneck",
+        ".*callbacks used to create the checkpoint need to be provided",  # They save; evaluation does not.
     ):
         warnings.filterwarnings("ignore", message)
     for name in (
