@@ -273,6 +273,13 @@ def test_missing_split_is_named(shards):
     assert module(None, train=shards).val_dataloader() == []
 
 
+def test_missing_validation_shards_are_named_before_training(shards):
+    with pytest.raises(FileNotFoundError, match="No shard 'nowhere'"):
+        module(None, train=shards, val="nowhere").setup("fit")
+    module(None, train=shards, val="nowhere").setup("test")
+    module(None, train=shards).setup("fit")
+
+
 def test_too_few_samples_for_a_batch(shards):
     with pytest.raises(ValueError, match="24 training samples"):
         module(shards, cache=True, batch_size=25).train_dataloader()

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cgspn.data import ImageFolderDataModule
 from cgspn.losses import relative_error
 from cgspn.modules import Stage1Distillation
 from cgspn.registry import TEACHERS
@@ -131,6 +132,20 @@ def test_images_without_texts(tiny, teacher_node, tmp_path):
     trainer.fit(Stage1Distillation(tiny.node("cgspn"), teacher_node), Images())
     assert not any("retrieval" in name or "zero_shot" in name for name in trainer.callback_metrics)
     assert "val/features_cosine" in trainer.callback_metrics
+
+
+def test_weights_in_another_precision_are_refused(tiny, teacher_node, tmp_path):
+    module = Stage1Distillation(tiny.node("cgspn"), teacher_node)
+    with pytest.raises(
+        ValueError, match=r"precision=bf16-true makes .* valid: 32-true, 16-mixed, bf16-mixed"
+    ):
+        tiny.trainer(tmp_path, precision="bf16-true").fit(module, tiny.data())
+
+
+def test_data_in_another_normalisation_are_refused(tiny, teacher_node, tmp_path):
+    data = ImageFolderDataModule(str(tmp_path), mean=(0.4, 0.4, 0.4), image_size=16)
+    with pytest.raises(ValueError, match=r"mean=\(0\.4, 0\.4, 0\.4\).* expects mean=\(0\.5, 0\.5, 0\.5\)"):
+        tiny.trainer(tmp_path).fit(Stage1Distillation(tiny.node("cgspn"), teacher_node), data)
 
 
 def test_another_architecture_is_refused(tiny, teacher_node, tmp_path):

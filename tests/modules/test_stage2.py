@@ -1,3 +1,4 @@
+import math
 import os
 
 import pytest
@@ -107,6 +108,25 @@ def test_overfits_one_batch(stage2, tiny, contrastive, train_text):
 )
 def test_tapped_blocks(depth, blocks, expected):
     assert TapConfig(blocks=blocks).indices(depth) == expected
+
+
+@pytest.mark.parametrize("weights", [{"pp": -1.0}, {"pb": math.inf}, {"kl": -0.1}, {"temperature": 0.0}])
+def test_bad_weights_are_named(tiny, teacher_node, weights):
+    [(name, value)] = weights.items()
+    with pytest.raises(ValueError, match=rf"taps\.{name} must be .*, got {value}\."):
+        Stage2Contrastive(tiny.node("cgspn"), teacher_node, taps=TapConfig(**weights))
+
+
+def test_a_negative_contrastive_weight_is_named(tiny, teacher_node):
+    with pytest.raises(ValueError, match=r"contrastive_weight must be at least 0, got -1\.0\."):
+        Stage2Contrastive(tiny.node("cgspn"), teacher_node, contrastive_weight=-1.0)
+
+
+def test_something_has_to_teach(tiny, teacher_node):
+    with pytest.raises(ValueError, match=r"are 0: there is nothing to learn from"):
+        Stage2Contrastive(tiny.node("cgspn"), teacher_node, None, TapConfig(pp=0, pb=0), contrastive_weight=0)
+    with pytest.raises(ValueError, match=r"taps\.blocks names no block"):
+        Stage2Contrastive(tiny.node("cgspn"), teacher_node, taps=TapConfig(blocks=[]))
 
 
 def test_no_such_tap():

@@ -87,3 +87,9 @@ def test_another_file_is_refused(tower, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is no readable table of captions"):
         CaptionTable(path, tower())
+
+
+def test_a_folder_that_cannot_be_made_is_named_at_once(tower, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/deep"):
+        CaptionTable(tmp_path / "file" / "deep" / "captions.safetensors", tower())

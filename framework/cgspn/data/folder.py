@@ -122,6 +122,11 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(batch_size, image_size, mean, std, crop, flip, seed, num_workers)
         self.folders = {"train": train, "val": val, "test": test, "predict": predict}
 
+    def find(self, split: str) -> None:
+        """Looks for the folder."""
+        if folder := self.folders[split]:
+            find_images(folder)
+
     def train_dataloader(self) -> EpochLoader | EvaluationLoader:
         """Shuffled, augmented pictures; the last, smaller batch is left out."""
         return self._split("train")

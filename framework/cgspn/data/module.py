@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from cgspn.data.transforms import ImageTransform
 from cgspn.errors import check_at_least
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, abc.ABC):
     """Base of the DataModules for pictures.
 
     Args:
@@ -50,6 +51,15 @@ class ImageDataModule(LightningDataModule):
         self.bad_samples = BadSamples()
         self._training: EpochLoader | None = None
         self._resumed: Mapping[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Looks for the validation data before training, which would reach them only after an epoch."""
+        if stage == "fit" and (self.trainer is None or self.trainer.limit_val_batches):
+            self.find("val")
+
+    @abc.abstractmethod
+    def find(self, split: str) -> None:
+        """Raises OSError or ValueError if the data of a split are named and are not there."""
 
     @property
     def rank(self) -> int:

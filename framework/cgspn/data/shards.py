@@ -149,6 +149,11 @@ class WebDatasetDataModule(ImageDataModule):
         """Number of classes, if their names are given."""
         return len(self.class_names) if self.class_names else None
 
+    def find(self, split: str) -> None:
+        """Expands the patterns of the shards."""
+        if patterns := self.shards[split]:
+            expand_shards(patterns)
+
     def train_dataloader(self) -> EpochLoader | EvaluationLoader:
         """Shuffled, augmented samples; what does not fill a batch is left out."""
         return self._split("train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -113,7 +114,16 @@ class DistillationModule(ImageTextModule):
         self.save_captions()
 
     def move_teacher(self) -> None:
-        """Takes the teacher to where the student is."""
+        """Takes the teacher to where the student is.
+
+        Raises:
+            ValueError: If the student is not in float32, as its teacher and the statistics of taps are.
+        """
+        if self.dtype != torch.float32:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} makes the student {self.dtype}, its teacher is "
+                "float32; valid: 32-true, 16-mixed, bf16-mixed."
+            )
         self.frozen_teacher.to(self.device)
 
     on_fit_start = on_validation_start = on_test_start = move_teacher

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torchmetrics import MeanMetric
 
 from cgspn.backbones.vision_transformer import VisionEncoder
 from cgspn.backbones.weights import load_part, load_weights
+from cgspn.data.transforms import ImageTransform
 from cgspn.losses import caption_keys, info_nce, sigmoid_contrastive
 from cgspn.modules.init_from import InitFrom
 from cgspn.modules.optimization import adamw, check_optimization, decayed_names
@@ -36,7 +38,7 @@ PHOTO = ("a photo of a {}.",)
 Batch = Mapping[str, Any]
 
 
-class ImageTextModule(LightningModule):
+class ImageTextModule(LightningModule, abc.ABC):
     """Base of the training stages; batches are ``{"image"[, "text"][, "label"]}``.
 
     ``self.encoder`` is what is trained. Validation and test report retrieval where batches have texts and
@@ -98,11 +100,24 @@ class ImageTextModule(LightningModule):
         Lightning does not say here whether the run is resumed. A resumed run overwrites these weights and
         does not need them, so a missing file is an error only once training starts without it.
         """
+        self.check_normalisation()
         if stage == "fit":
             self.missing = self.init_from is not None and not Path(self.init_from.path).is_file()
             if not self.missing:
                 self.initialise()
         self.decayed = decayed_names(self)
+
+    def check_normalisation(self) -> None:
+        """Raises ValueError if the DataModule normalises images otherwise than the encoder expects."""
+        data = getattr(getattr(self._trainer, "datamodule", None), "transform", None)
+        if isinstance(data, ImageTransform) and (data.mean, data.std) != (
+            self.encoder.mean,
+            self.encoder.std,
+        ):
+            raise ValueError(
+                f"The data are normalised by mean={data.mean}, std={data.std}, the encoder expects "
+                f"mean={self.encoder.mean}, std={self.encoder.std}; set data.mean and data.std to these."
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Notes that the weights come from a checkpoint."""
@@ -208,9 +223,9 @@ class ImageTextModule(LightningModule):
                 self.log(f"{prefix}/zero_shot/{name}", metric.compute(), sync_dist=True)
                 metric.reset()
 
+    @abc.abstractmethod
     def evaluate(self, batch: Batch, prefix: str) -> None:
         """Logs the losses of a batch and takes it into the metrics."""
-        raise NotImplementedError
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluates one batch."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cgspn.backbones.vision_transformer import EncoderTrace
 from cgspn.losses import KLDirection, TapLoss
+from cgspn.losses.checks import check_positive
 from cgspn.modules.distillation import DistillationModule, compare_outputs
 from cgspn.modules.image_text import PHOTO, Batch, ContrastiveName
 from cgspn.modules.init_from import InitFrom
@@ -44,6 +45,11 @@ class TapConfig:
     standardize: bool = True
     blocks: Sequence[int] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("pp", "pb", "kl"):
+            check_positive(f"taps.{name}", getattr(self, name), zero=True)
+        check_positive("taps.temperature", self.temperature)
+
     def indices(self, depth: int) -> list[int]:
         """The tapped blocks of an encoder with ``depth`` blocks, ascending.
 
@@ -52,6 +58,10 @@ class TapConfig:
         """
         if self.blocks is None:
             return sorted({-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4)})
+        if not self.blocks and (self.pp or self.pb):
+            raise ValueError(
+                "taps.blocks names no block; set taps.pp and taps.pb to 0 to train without taps."
+            )
         if outside := [block for block in self.blocks if not -depth <= block < depth]:
             raise ValueError(f"There is no block {outside[0]} to tap. Valid: {-depth} to {depth - 1}.")
         return sorted({block % depth for block in self.blocks})
@@ -125,6 +135,9 @@ class Stage2Contrastive(DistillationModule):
         config: TapConfig | Mapping[str, Any] = taps
         self.tap_config = TapConfig(**config) if isinstance(config, Mapping) else config
         self.tapped = self.tap_config.indices(self.encoder.depth)
+        check_positive("contrastive_weight", contrastive_weight, zero=True)
+        if not (contrastive_weight or self.tap_config.pp or self.tap_config.pb):
+            raise ValueError("taps.pp, taps.pb and contrastive_weight are 0: there is nothing to learn from.")
         self.contrastive_weight = contrastive_weight
         self.train_text = train_text
         if not contrastive_weight:

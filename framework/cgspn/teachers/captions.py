@@ -39,6 +39,8 @@ class CaptionTable:
 
     def __init__(self, path: str | Path, text: TextTower) -> None:
         self.path, self.text = Path(path), text
+        # Now rather than at the first checkpoint, where a folder that cannot be made would end the run.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.tower = fingerprint(text)
         self.index: dict[int, int] = {}
         self.rows = torch.empty(0, 0)
@@ -76,7 +78,6 @@ class CaptionTable:
         """Adds what is new to the file; what other processes wrote there meanwhile stays."""
         if not self.unsaved:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_name(self.path.name + ".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.path.exists():
