@@ -18,11 +18,6 @@ struct BackwardRow {
   bool add;
 };
 
-// Steps in memory from a scan line to the one that the scan before it visits.
-struct BackwardSteps {
-  int64_t dy, x, lam, u, a, state;
-};
-
 // The runs of the positions j + k ... where k is -1 or 1; a run outside the line is replaced by the line's last.
 template <class T, int kPieces, class In>
 Vec<T> load_with_edge(const Row<const In>& from, int64_t j, int64_t k, int64_t last) {
@@ -36,23 +31,18 @@ Vec<T> load_with_edge(const Row<const In>& from, int64_t j, int64_t k, int64_t l
 }
 
 template <class T, class In, int kPieces, bool kNormalize, bool kFirst>
-void backward_row_as(const BackwardRow<T, In>& row, const BackwardSteps& steps) {
-  Row<const In> dy = row.dy, x = row.x, lam = row.lam, u = row.u, h = row.h, before = row.h_before;
+void backward_row_as(const BackwardRow<T, In>& row) {
+  Row<const In> dy = row.dy, x = row.x, lam = row.lam, u = row.u, before = row.h_before;
+  const Row<const In> h = row.h;
   Row<const In> a0 = row.a[0], a1 = row.a[1], a2 = row.a[2];
-  const Row<In> da0 = row.da[0], da1 = row.da[1], da2 = row.da[2], dlam = row.dlam, du = row.du;
+  Row<In> da0 = row.da[0], da1 = row.da[1], da2 = row.da[2], dlam = row.dlam, du = row.du;
   const T *from_before = row.carried[2], *from_here = row.carried[1], *from_after = row.carried[0];
   T *to_before = row.carry[0], *to_here = row.carry[1], *to_after = row.carry[2], *dx = row.dx;
   const bool add = row.add;
   const int64_t channels = row.channels, last = row.positions - 1;
   for_both_reaches<kPieces>(row.positions, channels, [&](int64_t begin, int64_t end, int64_t ahead, bool next) __attribute__((always_inline)) {
-    const auto reach = [=](const Row<const In>& from, int64_t step) { return ahead * from.position + (next ? step : 0); };
-    dy.ahead = reach(dy, steps.dy);
-    x.ahead = reach(x, steps.x);
-    lam.ahead = reach(lam, steps.lam);
-    u.ahead = reach(u, steps.u);
-    h.ahead = reach(h, steps.state);
-    before.ahead = reach(before, steps.state);
-    a0.ahead = a1.ahead = a2.ahead = reach(a0, steps.a);
+    look_ahead(ahead, next, dy, x, lam, u, before, a0, a1, a2);
+    look_ahead(ahead, next, da0, da1, da2, dlam, du);
     for_each_place<T, kPieces>(begin, end, row.positions, channels, [=](const Place<T>& place, auto at_end, auto repeats) __attribute__((always_inline)) {
       constexpr bool kAtEnd = decltype(at_end)::value;
       const int64_t j = place.j, c = place.c, e = j * channels + c;
@@ -61,11 +51,13 @@ void backward_row_as(const BackwardRow<T, In>& row, const BackwardSteps& steps) 
         return load_pieces<kPieces>(from.at(j, c), from.position);
       };
       const auto write = [=](const Row<In>& to, Vec<T> v) __attribute__((always_inline)) {
+        to.template prefetch<kPieces>(to.at(j, c));
         store_pieces<kPieces>(to.at(j, c), to.position, v);
       };
       const Vec<T> dy_e = read(dy);
       const Vec<T> g = read(u) * dy_e + (load(from_before + e - channels) + load(from_here + e) + load(from_after + e + channels));
-      if (du.data) write(du, dy_e * read(h));
+      // The line before has asked for it, as what it needs of its own.
+      if (du.data) write(du, dy_e * load_pieces<kPieces>(h.at(j, c), h.position));
       if (dlam.data) write(dlam, g * read(x));
       if (dx) accumulate<T, decltype(repeats)::value>(dx + e, read(lam) * g, add, place.repeated);
       if constexpr (kFirst) {
@@ -136,7 +128,6 @@ void backward_rows(const LineScanBackward& call, const Block& block, Partial dx)
       a[k] = plane<In>(call.a, shape, block, d, k);
       da[k] = plane<In>(call.da, shape, block, d, k);
     }
-    const BackwardSteps steps{-dy.line, -x.line, -lam.line, -u.line, -a[0].line, -state.line};
     bool carried = false;
     int turn = 0;
     for (int64_t i = extent.lines - 1; i >= 0; --i, turn = 1 - turn) {
@@ -144,28 +135,28 @@ void backward_rows(const LineScanBackward& call, const Block& block, Partial dx)
       row.positions = extent.positions;
       row.channels = extent.channels;
       const bool first = starts_segment(i, shape.chunk);
-      row.dy = row_of<const In>(dy, i);
-      row.x = row_of<const In>(x, i);
-      row.lam = row_of<const In>(lam, i);
-      row.u = row_of<const In>(u, i);
-      row.h = row_of<const In>(state, i);
-      if (!first) row.h_before = row_of<const In>(state, i - 1);
+      row.dy = row_of<const In>(dy, i, -1, extent.channels);
+      row.x = row_of<const In>(x, i, -1, extent.channels);
+      row.lam = row_of<const In>(lam, i, -1, extent.channels);
+      row.u = row_of<const In>(u, i, -1, extent.channels);
+      row.h = row_of<const In>(state, i, -1, extent.channels);
+      if (!first) row.h_before = row_of<const In>(state, i - 1, -1, extent.channels);
       for (int k = 0; k < 3; ++k) {
-        row.a[k] = row_of<const In>(a[k], i);
-        row.da[k] = row_of<In>(da[k], i);
+        row.a[k] = row_of<const In>(a[k], i, -1, extent.channels);
+        row.da[k] = row_of<In>(da[k], i, -1, extent.channels);
         row.carried[k] = carried ? carries[3 * turn + k] : zeros[0];
         row.carry[k] = carries[3 * (1 - turn) + k];
       }
-      row.dlam = row_of<In>(dlam, i);
-      row.du = row_of<In>(du, i);
+      row.dlam = row_of<In>(dlam, i, -1, extent.channels);
+      row.du = row_of<In>(du, i, -1, extent.channels);
       if (call.dx.data) row.dx = static_cast<T*>(dx.data) + image_line(direction, i, extent.lines) * dx.stride;
       row.add = add;
       if (first) {
-        backward_row_as<T, In, kPieces, false, true>(row, steps);
+        backward_row_as<T, In, kPieces, false, true>(row);
       } else if (shape.normalize) {
-        backward_row_as<T, In, kPieces, true, false>(row, steps);
+        backward_row_as<T, In, kPieces, true, false>(row);
       } else {
-        backward_row_as<T, In, kPieces, false, false>(row, steps);
+        backward_row_as<T, In, kPieces, false, false>(row);
       }
       carried = !first;
     }

@@ -12,28 +12,42 @@
 namespace cgspn::cpu {
 namespace {
 
-// A tensor's scan line: the channels of position j are at data[j * position ...], and those that are needed some
-// positions later `ahead` elements further.
+// A tensor's scan line: the channels of position j are at data[j * position ...], on the line that is visited next
+// `line` elements further, and those that are needed some positions later `ahead` elements further.
 template <class In>
 struct Row {
   In* data = nullptr;
-  int64_t position = 0, ahead = 0;
+  int64_t position = 0, line = 0, ahead = 0;
+  bool unaligned = false;  // vectors may straddle two cache lines
 
   In* at(int64_t j, int64_t c) const { return data + j * position + c; }
 
-  // Asks for what is needed later: positions are too far apart for the hardware to guess.
+  // Asks for what is needed later: positions are too far apart for the hardware to guess. The second level of the cache
+  // has room for more requests than the first.
   template <int kPieces>
   __attribute__((always_inline)) void prefetch(const In* p) const {
-    for (int k = 0; k < kPieces; ++k) __builtin_prefetch(p + ahead + k * position);
+    for (int k = 0; k < kPieces; ++k) __builtin_prefetch(p + ahead + k * position, 0, 2);
+    if (kPieces == 1 && unaligned) __builtin_prefetch(p + ahead + (kStoredBytes<std::remove_const_t<In>> / sizeof(In) - 1), 0, 2);
   }
 };
 
-// Positions to look ahead: about as long as memory takes, whatever a position costs.
-inline int64_t positions_ahead(int64_t channels) { return channels < 16 ? 24 : channels < 64 ? 8 : 4; }
+// Sets how far the rows look ahead; `next`: to the line that is visited next.
+template <class... Rows>
+__attribute__((always_inline)) inline void look_ahead(int64_t positions, bool next, Rows&... rows) {
+  ((rows.ahead = positions * rows.position + (next ? rows.line : 0)), ...);
+}
 
+// Positions to look ahead: the requests of so many elements a tensor are on their way at once.
+inline int64_t positions_ahead(int64_t channels) { return (512 + channels - 1) / channels; }
+
+// Line `i`; the scan goes `step` lines at a time.
 template <class In, class Other>
-Row<In> row_of(const Plane<Other>& plane, int64_t i) {
-  return {plane.data == nullptr ? nullptr : plane.data + i * plane.line, plane.position, 0};
+Row<In> row_of(const Plane<Other>& plane, int64_t i, int64_t step, int64_t channels) {
+  if (plane.data == nullptr) return {};
+  Row<In> row{plane.data + i * plane.line, plane.position, step * plane.line, 0, false};
+  constexpr int64_t kSize = sizeof(In), kBytes = kStoredBytes<std::remove_const_t<In>>;
+  row.unaligned = (reinterpret_cast<intptr_t>(row.data) | row.position * kSize | channels * kSize) % kBytes != 0;
+  return row;
 }
 
 // sum[0..lanes) += v or = v, without the lanes that were added before.
@@ -94,7 +108,7 @@ __attribute__((always_inline)) inline void for_each_place(
 // to the next one.
 template <int kPieces, class Run>
 __attribute__((always_inline)) inline void for_both_reaches(int64_t positions, int64_t channels, Run run) {
-  const int64_t ahead = positions_ahead(channels);
+  const int64_t reach = positions_ahead(channels), ahead = reach < positions ? reach : positions;
   const int64_t middle = positions > ahead ? (positions - ahead) / kPieces * kPieces : 0;
   // A loop, so that `run` is compiled once.
   for (int64_t begin = 0; begin < positions;) {

@@ -19,6 +19,18 @@ struct ForwardLine {
   bool add;             // y += u h instead of y = u h
 };
 
+// What the line before hands on: `a` holds logits or weights.
+template <class T, bool kNormalize, bool kAtEnd>
+__attribute__((always_inline)) inline Vec<T> propagate(const Triple<T>& a, const Triple<T>& before, const Ends<T>& ends) {
+  if constexpr (kNormalize) {
+    return weighted_mean<T, kAtEnd>(a, before, ends);
+  } else if constexpr (kAtEnd) {
+    return dot(a.masked(ends, T(0)), before.masked(ends, T(0)));
+  } else {
+    return dot(a, before);
+  }
+}
+
 template <class T, bool kNormalize, bool kFirst, bool kAdd>
 void forward_line_as(const ForwardLine<T>& line) {
   const T *x = line.x, *lam = line.lam, *u = line.u, *before = line.h_before;
@@ -29,15 +41,8 @@ void forward_line_as(const ForwardLine<T>& line) {
     Vec<T> h = load(lam + e) * load(x + e);
     if constexpr (!kFirst) {
       constexpr bool kAtEnd = decltype(at_end)::value;
-      Triple<T> w = Triple<T>::load(a0 + e, a1 + e, a2 + e);
-      if constexpr (kNormalize) {
-        w = normalize<T, kAtEnd>(w, ends);
-      } else if constexpr (kAtEnd) {
-        w = w.masked(ends, T(0));
-      }
-      Triple<T> neighbours = Triple<T>::load(before + e - channels, before + e, before + e + channels);
-      if constexpr (kAtEnd) neighbours = neighbours.masked(ends, T(0));
-      h += dot(w, neighbours);
+      const Triple<T> a = Triple<T>::load(a0 + e, a1 + e, a2 + e);
+      h += propagate<T, kNormalize, kAtEnd>(a, Triple<T>::load(before + e - channels, before + e, before + e + channels), ends);
     }
     store(h_out + e, h);
     if (y == nullptr) return;

@@ -99,11 +99,46 @@ inline Vec<float> clamp(Vec<float> v, float low, float high) {
 template <class T>
 constexpr T kLogitMin = T(-40);
 
-// exp(-a), with a held to [-40, 87] (float32) or [-40, 700] (float64); relative error 2e-7 and 1e-15.
-// 2^t is a power of two, made of exponent bits, times a minimax polynomial on [-1/2, 1/2].
+// 2^-kShift exp(-a), with a held to [-40, 87 - 0.7 kShift] (float32) or [-40, 700] (float64); relative error 2e-7 and
+// 1e-15.
+#if defined(__AVX512F__)
+// 2^t is 2^(i / 32) out of a table in two registers, times a power of two made of exponent bits, times a minimax
+// polynomial on [-1/64, 1/64].
+struct Powers {
+  alignas(64) uint32_t bits[32];
+};
+
+constexpr Powers powers_of_two() {
+  Powers table{};
+  double power = 1;
+  for (uint32_t i = 0; i < 32; ++i) {
+    // The exponent bits that are added later bring i along, 18 places up.
+    table.bits[i] = __builtin_bit_cast(uint32_t, static_cast<float>(power)) - (i << 18);
+    power *= 1.0218971486541166782;
+  }
+  return table;
+}
+
+template <int kShift = 0>
 inline Vec<float> exp_negative(Vec<float> a) {
-  a = clamp<float>(a, kLogitMin<float>, 87.0f);
-  constexpr float kScale = -1.44269504088896341f, kRound = 12582912.0f + 127.0f;
+  static constexpr Powers kPowers = powers_of_two();
+  a = clamp<float>(a, kLogitMin<float>, 87.0f - 0.7f * kShift);
+  constexpr float kScale = -1.44269504088896341f, kRound = 393216.0f - kShift;
+  const Vec<float> shifted = a * kScale + kRound;
+  const Vec<float> f = a * kScale - (shifted - kRound);
+  const __m512i bits = bit_cast<__m512i>(shifted);
+  const __m512i root = _mm512_permutex2var_epi32(_mm512_load_si512(kPowers.bits), bits, _mm512_load_si512(kPowers.bits + 16));
+  const Vec<float> power = bit_cast<Vec<float>>(_mm512_add_epi32(root, _mm512_slli_epi32(bits, 18)));
+  Vec<float> p = f * 0.24022650695910072f + 0.69315734366577994f;
+  p = p * f + 1.0f;
+  return power * p;
+}
+#else
+// 2^t is a power of two, made of exponent bits, times a minimax polynomial on [-1/2, 1/2].
+template <int kShift = 0>
+inline Vec<float> exp_negative(Vec<float> a) {
+  a = clamp<float>(a, kLogitMin<float>, 87.0f - 0.7f * kShift);
+  constexpr float kScale = -1.44269504088896341f, kRound = 12582912.0f + 127.0f - kShift;
   const Vec<float> shifted = a * kScale + kRound;
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   const Vec<float> f = a * kScale - (shifted - kRound);
@@ -119,10 +154,12 @@ inline Vec<float> exp_negative(Vec<float> a) {
   p = p * f + 1.0000000716546416f;
   return p * bit_cast<Vec<float>>(bit_cast<Mask<float>>(shifted) << 23);
 }
+#endif
 
+template <int kShift = 0>
 inline Vec<double> exp_negative(Vec<double> a) {
   a = clamp<double>(a, kLogitMin<double>, 700.0);
-  constexpr double kLog2e = -1.4426950408889634074, kRound = 6755399441055744.0 + 1023.0;
+  constexpr double kLog2e = -1.4426950408889634074, kRound = 6755399441055744.0 + 1023.0 - kShift;
   constexpr double kLn2High = 6.93147180369123816490e-01, kLn2Low = 1.90821492927058770002e-10;
   const Vec<double> shifted = a * kLog2e + kRound;
   const Vec<double> n = shifted - kRound;

@@ -50,6 +50,22 @@ inline Triple<T> normalize(const Triple<T>& a, const Ends<T>& ends) {
   return {p.before * scale, p.here * scale, p.after * scale};
 }
 
+// dot(normalize(a), h) with one division by the sum of the products. Every e is scaled by 2^-20, so that products of
+// two of them leave room for h.
+template <class T, bool kAtEnd>
+inline Vec<T> weighted_mean(const Triple<T>& a, const Triple<T>& h, const Ends<T>& ends) {
+  constexpr T kScale = T(1) / T(1 << 20);
+  Triple<T> e{exp_negative<20>(a.before) + kScale, exp_negative<20>(a.here) + kScale, exp_negative<20>(a.after) + kScale};
+  if constexpr (kAtEnd) {
+    e = e.masked(ends, kScale);
+    const Triple<T> p = Triple<T>{e.here * e.after, e.before * e.after, e.before * e.here}.masked(ends, T(0));
+    return dot(p, h.masked(ends, T(0))) / (p.before + p.here + p.after);
+  } else {
+    const Vec<T> after = e.before * e.here;
+    return (e.after * (e.here * h.before + e.before * h.here) + after * h.after) / (e.after * (e.before + e.here) + after);
+  }
+}
+
 template <class T>
 struct WeightsAndSlopes {
   Triple<T> w;
