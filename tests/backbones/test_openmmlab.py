@@ -69,6 +69,7 @@ def test_a_frozen_encoder_stays_in_evaluation_mode(tmp_path):
         ({"type": "cgspn.cgspn_dmo_patch8"}, "Unknown backbone 'cgspn_dmo_patch8'; did you mean 'cgspn_demo"),
         ({"type": "cgspn.cgspn_demo_patch8", "dept": 3}, "Unknown argument of cgspn_demo_patch8 'dept'"),
         ({"type": "cgspn.cgspn_demo_patch8", "out_indices": [4]}, "out_indices names block 4; valid: -4 to"),
+        ({"type": "cgspn.cgspn_demo_patch8", "out_indices": 3}, "out_indices=3 must be a list of blocks"),
         ({"type": "cgspn.cgspn_demo_patch8", "pretrained": "no/such"}, "There is no pretrained encoder no"),
     ],
 )

@@ -106,6 +106,12 @@ def test_bad_checkpoints(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("texts", ["a cat", [], [None], [3], None], ids=repr)
+def test_texts_are_a_list_of_strings(weights, texts):
+    with pytest.raises(ValueError, match="texts must be a list of strings, at least one, got"):
+        TEACHERS.build({"type": "cgspn", "weights": str(weights)}).encode_text(texts)
+
+
 def test_no_text_tower(weights, tmp_path):
     content = torch.load(weights, weights_only=True)
     del content["hyper_parameters"]["text"]

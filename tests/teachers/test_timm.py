@@ -99,6 +99,16 @@ def test_what_does_not_exist(arguments, message):
         TEACHERS.build({"type": "timm", **arguments})
 
 
+def test_the_reason_is_named(timm_folder, tmp_path):
+    file = timm_folder("plain") / "config.json"
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"timm cannot load local-dir:.*: 'architecture' is missing"):
+        TEACHERS.build({"type": "timm", "name": f"local-dir:{tmp_path}"})
+    weights = str(file.with_name("model.safetensors"))
+    with pytest.raises(ValueError, match=r"Error\(s\) in loading state_dict for VisionTransformer: \w"):
+        TEACHERS.build({"type": "timm", "name": "vit_tiny_patch16_224", "weights": weights})
+
+
 def test_another_kind_of_model(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="resnet18 is a ResNet; valid: timm's VisionTransformer"):

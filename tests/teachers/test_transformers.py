@@ -184,6 +184,11 @@ def remove_weight(folder):
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def pickle_code(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({"code": pytest.raises}, folder / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -192,10 +197,14 @@ def remove_weight(folder):
         (lambda f: change_config(f, model_type="bert"), "valid: siglip, siglip2, clip, dinov2"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "is no model that transformers can load: "),
         (lambda f: (f / "model.safetensors").unlink(), "is no model that transformers can load: "),
+        (pickle_code, "can load: it is damaged, or holds more than tensors and plain data"),
         (remove_weight, "lacks vision_model.post_layernorm.bias"),
         (lambda f: (f / "tokenizer.json").unlink(), "has no tokenizer"),
     ],
-    ids=["no_config", "bad_config", "another_class", "bad_weights", "no_weights", "a_weight", "no_tokenizer"],
+    ids=[
+        *("no_config", "bad_config", "another_class", "bad_weights", "no_weights", "code", "a_weight"),
+        "no_tokenizer",
+    ],
 )
 @pytest.mark.parametrize("kind", ["siglip", "clip"])
 def test_a_broken_folder_is_one_line(hf_folder, tmp_path, kind, damage, message):

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgspn.errors import are_numbers
+
 
 class FeatureMaps(nn.Module):
     """An encoder as a network with a decode head wants it: images in, feature maps out.
@@ -57,6 +59,8 @@ def check_indices(indices: Sequence[int], depth: int) -> list[int]:
     Raises:
         ValueError: If there is no such block, none at all, or they do not ascend.
     """
+    if not isinstance(indices, Sequence) or not are_numbers(indices, len(indices), int):
+        raise ValueError(f"out_indices={indices!r} must be a list of blocks.")
     if outside := [i for i in indices if not -depth <= i < depth]:
         raise ValueError(f"out_indices names block {outside[0]}; valid: {-depth} to {depth - 1}.")
     blocks = [i % depth for i in indices]

@@ -82,8 +82,12 @@ class Teacher(nn.Module):
         """Embeds B texts, (B, C), not normalised.
 
         Raises:
-            ValueError: If the teacher has no text tower.
+            ValueError: If the teacher has no text tower, or ``texts`` is no list of strings or empty.
         """
         if self.text is None:
             raise ValueError(f"The teacher {type(self).__name__} has no text tower.")
+        strings = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
+        # A tokenizer may take one string for a list of letters.
+        if isinstance(texts, str) or not strings or not texts:
+            raise ValueError(f"texts must be a list of strings, at least one, got {texts!r:.80}.")
         return self.text.encode(texts)

@@ -57,8 +57,13 @@ def readable(what: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line), type(error).__name__)[:300]
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    if "weights_only" in str(error):
+        # The library goes on with how to run whatever the file holds.
+        return "it is damaged, or holds more than tensors and plain data"
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])[:300]
 
 
 def activation(name: str, source: str) -> str:
