@@ -107,6 +107,11 @@ def test_evaluation_without_checkpoint_says_so(cgspn):
         assert cgspn("test", "-c", "base.yaml").code == 0
 
 
+def test_warnings_of_lightning_are_plain_too(shell):
+    lines = shell("fit", "-c", "base.yaml", "--trainer.log_every_n_steps=50").err.splitlines()
+    assert any(line.startswith("warning: The number of training batches (4) is smaller") for line in lines)
+
+
 def test_periodic_checkpoint_survives_a_hard_kill(shell, cgspn):
     assert shell("fit", "-c", "base.yaml", "--checkpoint.every_n_steps=1", "--model.kill=SIGKILL").code == -9
     checkpoint = "runs/base/0/checkpoints/last.ckpt"

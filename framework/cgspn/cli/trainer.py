@@ -29,7 +29,7 @@ from cgspn import registry
 from cgspn.cli import TRAINER_COMMANDS
 from cgspn.cli.checkpoints import CheckpointConfig, LastCheckpoint, best_checkpoint
 from cgspn.cli.classes import public_subclasses
-from cgspn.cli.errors import UsageError, one_line
+from cgspn.cli.errors import UsageError, one_line, plain_warnings
 from cgspn.cli.nodes import expand
 from cgspn.cli.runs import RunConfig, mark_latest, new_run_folder
 from cgspn.cli.summary import PartSummary
@@ -47,12 +47,14 @@ def run_trainer(command: str, arguments: Sequence[str]) -> int:
     """Runs one of the trainer's commands and returns the exit code."""
     registry.load_plugins()
     quieten()
-    with tempfile.TemporaryDirectory() as scratch:
-        # Help needs no model.
-        if not any(a in ("-h", "--help") or ".help" in a for a in arguments):
-            arguments = expand(command, arguments, Path(scratch))
-        cli = CLI(command, arguments)
-    cli.execute()
+    # The import of Lightning has put a form of its own in the place of ours.
+    with plain_warnings():
+        with tempfile.TemporaryDirectory() as scratch:
+            # Help needs no model.
+            if not any(a in ("-h", "--help") or ".help" in a for a in arguments):
+                arguments = expand(command, arguments, Path(scratch))
+            cli = CLI(command, arguments)
+        cli.execute()
     return 0
 
 
