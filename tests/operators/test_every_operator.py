@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -35,6 +37,15 @@ def test_shape_and_dtype_are_kept(name, height, width):
         assert y.shape == x.shape
         assert y.dtype == dtype
         assert y.isfinite().all()
+
+
+@every_operator
+@pytest.mark.parametrize("shape", [(1, 30, DIM), (1, DIM, 5, 6), (DIM,)], ids=str)
+def test_what_is_no_grid_of_tokens_is_named(name, shape):
+    with pytest.raises(
+        ValueError, match=rf"^x must have shape \(B, H, W, {DIM}\), got {re.escape(str(shape))}\.$"
+    ):
+        build(name)(torch.zeros(shape))
 
 
 @every_operator

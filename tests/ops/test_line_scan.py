@@ -182,6 +182,7 @@ def test_row_stochastic_is_the_inside_of_line_scan(device):
         ({"directions": ("up",)}, "up"),
         ({"chunk": 0}, "chunk"),
         ({"reduce": "mean"}, "mean"),
+        ({"normalize": "no"}, "normalize must be True or False, got 'no'"),
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgspn.operators.grid import check_grid
 from cgspn.operators.linear import linear
 from cgspn.registry import OPERATORS
 
@@ -25,12 +26,13 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True) -> None:
         super().__init__()
         check_heads(dim, num_heads)
-        self.num_heads = num_heads
+        self.dim, self.num_heads = dim, num_heads
         self.qkv = linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens, shape (B, H, W, C) to (B, H, W, C)."""
+        check_grid(x, self.dim)
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H * W, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cgspn.operators.grid import check_grid
 from cgspn.operators.linear import linear, zero_linear
 from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
 from cgspn.ops import token_linear
@@ -53,6 +54,7 @@ class CGSPN(nn.Module):
             latent_dim = default_latent_dim(dim)
         if latent_dim < 1:
             raise ValueError(f"latent_dim={latent_dim} must be at least 1.")
+        self.dim = dim
         self.in_proj = linear(dim, dim) if projections else nn.Identity()
         self.down = linear(dim, latent_dim)
         self.propagation = Propagation(
@@ -84,5 +86,6 @@ class CGSPN(nn.Module):
             latent = ops.layer_norm_linear(x, norm.weight, norm.bias, down.weight, down.bias, norm.eps)
             mixed = self.propagation(latent, latent)
             return ops.linear_residual(mixed, up.weight, up.bias, scale, x)
+        check_grid(x, self.dim)
         latent = self.down(self.in_proj(x))
         return self.out_proj(self.up(self.propagation(latent, latent)))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgspn.operators.cgspn import default_latent_dim
+from cgspn.operators.grid import check_grid
 from cgspn.operators.linear import linear, zero_linear
 from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
 from cgspn.registry import OPERATORS
@@ -96,7 +97,7 @@ class GSPN(nn.Module):
         if parameter_dim < 1:
             raise ValueError(f"parameter_dim={parameter_dim} must be at least 1.")
         inner_dim = expansion * dim
-        self.inner_residual = inner_residual
+        self.dim, self.inner_residual = dim, inner_residual
         self.in_proj = linear(dim, inner_dim) if projections else nn.Identity()
         self.conv = DepthwiseConv(inner_dim) if depthwise_conv else nn.Identity()
         self.reduce = linear(inner_dim, parameter_dim)
@@ -106,6 +107,7 @@ class GSPN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens, shape (B, H, W, C) to (B, H, W, C)."""
+        check_grid(x, self.dim)
         z = self.conv(self.in_proj(x))
         y = self.propagation(z, self.reduce(z))
         if self.inner_residual:

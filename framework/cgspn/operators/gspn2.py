@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from cgspn.operators.grid import check_grid
 from cgspn.operators.linear import linear, zero_linear
 from cgspn.operators.propagation import DIRECTIONS, Direction, Propagation
 from cgspn.registry import OPERATORS
@@ -35,10 +36,12 @@ class GSPN2(nn.Module):
         super().__init__()
         if proxy_dim < 1:
             raise ValueError(f"proxy_dim={proxy_dim} must be at least 1.")
+        self.dim = dim
         self.down = linear(dim, proxy_dim)
         self.propagation = Propagation(proxy_dim, dim, directions, chunk, shared_affinity=True)
         self.up = zero_linear(proxy_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Mixes tokens, shape (B, H, W, C) to (B, H, W, C)."""
+        check_grid(x, self.dim)
         return self.up(self.propagation(self.down(x), x))

@@ -62,7 +62,7 @@ def line_scan(
 
     Source: GSPN, arXiv:2501.12381, equations 1-3; C-GSPN, arXiv:2606.00746.
     """
-    codes = _check(x, a, lam, u, directions, reduce)
+    codes = _check(x, a, lam, u, directions, normalize, reduce)
     chunk = check_chunk(chunk)
     if not library.active(x.device):
         return line_scan_ref(
@@ -91,6 +91,7 @@ def _check(
     lam: Tensor | None,
     u: Tensor | None,
     directions: Sequence[str],
+    normalize: bool,
     reduce: str,
 ) -> list[int]:
     check_tensors(x=x, a=a, **{k: t for k, t in (("lam", lam), ("u", u)) if t is not None})
@@ -117,6 +118,8 @@ def _check(
             raise ValueError(f"{name} must be on {x.device} as x is, got {tensor.device}.")
         if tensor.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}.")
+    if not isinstance(normalize, bool):
+        raise ValueError(f"normalize must be True or False, got {normalize!r}.")
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}.")
     return codes
