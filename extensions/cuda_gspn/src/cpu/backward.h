@@ -44,7 +44,7 @@ void backward_with_state(const LineScanBackward& call, const Block& block, Parti
   }
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
-  const int64_t together = lines_together(block, extent), size = extent.size();
+  const int64_t together = lines_together(block, extent, call.a.w), size = extent.size();
   const bool shared_affinity = shape.affinity_channels == 1 && shape.channels > 1;
   const bool need_da = call.da.data != nullptr, need_state = need_da || call.du.data != nullptr;
   AffinityReader<T, In> affinity(shape, block, together);

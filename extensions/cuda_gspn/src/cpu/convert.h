@@ -113,24 +113,6 @@ inline void store8(Half* p, Float8 v) {
 #endif
 }
 
-template <class T, class In>
-inline void read_run(T* __restrict to, const In* __restrict from, int64_t n) {
-  int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
-  }
-  for (; i < n; ++i) to[i] = widen(from[i]);
-}
-
-template <class T, class Out>
-inline void write_run(Out* __restrict to, const T* __restrict from, int64_t n) {
-  int64_t i = 0;
-  if constexpr (sizeof(T) == sizeof(float)) {
-    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
-  }
-  for (; i < n; ++i) to[i] = narrow<Out>(from[i]);
-}
-
 // One vector from and to memory.
 typedef uint16_t Bits16 __attribute__((vector_size(kVecBytes / 2)));
 typedef uint32_t Bits32 __attribute__((vector_size(kVecBytes)));
@@ -175,6 +157,40 @@ inline void store_as(Half* p, Vec<float> v) {
     for (int i = 0; i < kLanes<float>; ++i) p[i] = narrow<Half>(v[i]);
   }
 #endif
+}
+
+// Runs are converted in whole vectors, the last one moved back to end with the run, shorter ones by eights.
+template <class Element>
+constexpr int64_t kRunAhead = 2048 / static_cast<int64_t>(sizeof(Element));
+
+template <class T, class In>
+inline void read_run(T* __restrict to, const In* __restrict from, int64_t n) {
+  constexpr int64_t kStep = kLanes<T>;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    __builtin_prefetch(from + i + kRunAhead<In>, 0, 2);
+    store(to + i, load_as(from + i));
+  }
+  if (i < n && n >= kStep) return store(to + n - kStep, load_as(from + n - kStep));
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
+  }
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+
+template <class T, class Out>
+inline void write_run(Out* __restrict to, const T* __restrict from, int64_t n) {
+  constexpr int64_t kStep = kLanes<T>;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    __builtin_prefetch(to + i + kRunAhead<Out>, 1, 2);
+    store_as(to + i, load(from + i));
+  }
+  if (i < n && n >= kStep) return store_as(to + n - kStep, load(from + n - kStep));
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; i + 8 <= n; i += 8) store8(to + i, load8(from + i));
+  }
+  for (; i < n; ++i) to[i] = narrow<Out>(from[i]);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
   }
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
-  const int64_t together = lines_together(block, extent);
+  const int64_t together = lines_together(block, extent, call.a.w);
   AffinityReader<T, In> affinity(shape, block, together);
   GateReader<T, In> lam(call.lam, shape, block, together), u(call.u, shape, block, together);
   const bool separate = !call.sum && call.y.data != nullptr;
@@ -62,6 +62,18 @@ void forward_as(const LineScanForward& call, const Block& block, Partial partial
   }
 }
 
+// Lines whose positions are columns of a partial sum: column by column, in which the lines lie side by side.
+template <class T>
+void read_turned(const Lines<T>& to, const Plane<const T>& from, int64_t count, const Extent& extent) {
+  constexpr int64_t kAhead = 8, kCacheLine = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t channels = extent.channels;
+  for (int64_t j = 0; j < extent.positions; ++j) {
+    const T* const column = from.data + j * from.position;
+    for (int64_t e = 0; e < count * channels; e += kCacheLine) __builtin_prefetch(column + kAhead * from.position + e, 0, 2);
+    for (int64_t t = 0; t < count; ++t) read_run(to[t] + j * channels, column + t * channels, channels);
+  }
+}
+
 // Image rows [row_begin, row_end) of the sum of both axes' partial sums.
 template <class T, class Out>
 void combine_as(
@@ -77,7 +89,7 @@ void combine_as(
     const int64_t count = row_end - row < kRows ? row_end - row : kRows;
     if (columns != nullptr) {
       const Plane<const T> turned{columns + row * block.channels, block.channels, horizontal.stride, 1};
-      read_lines(sum[0], sum.stride(), turned, count, extent);
+      block.channels == 1 ? read_lines(sum[0], sum.stride(), turned, count, extent) : read_turned(sum, turned, count, extent);
     }
     for (int64_t t = 0; t < count; ++t) {
       const T* line = sum[t];

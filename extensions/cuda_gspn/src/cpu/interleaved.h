@@ -67,8 +67,9 @@ class Interleaved {
     for (int64_t j = 0; j < positions; j += kTile) {
       const int64_t end = j + kTile < positions ? j + kTile : positions;
       for (int64_t i = 0; i < count; ++i) {
-        ask(groups_[0].plane, i, j + ahead);
-        if (size_ > 1) ask(groups_[size_ - 1].plane, i, j + ahead);
+        for (int k = 0; k < size_; ++k) {
+          if (k == 0 || k == size_ - 1 || apart(groups_[k], groups_[0])) ask(groups_[k].plane, i, j + ahead);
+        }
         for (int k = 0; k < size_; ++k) copy(groups_[k], i, j, end, end < positions);
       }
     }
@@ -82,7 +83,13 @@ class Interleaved {
     Plane<Stored> plane;
     int values;
   };
-  static constexpr int64_t kTile = 8, kAhead = 64;
+  static constexpr int64_t kTile = 8, kAhead = 64, kApart = 64;
+
+  // Whether two groups lie in different tensors rather than in one row of values.
+  static bool apart(const Group& one, const Group& other) {
+    const int64_t distance = one.plane.data - other.plane.data;
+    return distance < -kApart || distance > kApart;
+  }
 
   static void ask(const Plane<Stored>& plane, int64_t line, int64_t position) {
     const Stored* const first = plane.data + line * plane.line + position * plane.position;

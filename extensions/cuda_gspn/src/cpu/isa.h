@@ -10,7 +10,7 @@ template <class T, class In>
 void normalize_as(const RowStochasticForward& call, const Block& block, int d) {
   const LineScanShape& shape = call.shape;
   const Extent extent = extent_of(shape, block);
-  const int64_t together = lines_together(block, extent);
+  const int64_t together = lines_together(block, extent, call.a.w);
   const Lines<T> lines[3] = {{together, extent.size(), 0}, {together, extent.size(), 0}, {together, extent.size(), 0}};
   for (int64_t first = 0; first < extent.lines; first += together) {
     const int64_t count = extent.lines - first < together ? extent.lines - first : together;

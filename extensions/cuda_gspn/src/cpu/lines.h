@@ -75,7 +75,7 @@ void read_line(T* to, const Plane<In>& from, const Extent& extent) {
     for (int64_t j = 0; j < positions; ++j) {
       const In* run = from.data + j * from.position;
       // The next line is a step of its own away in memory, where the hardware does not look ahead.
-      for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(In))) __builtin_prefetch(run + from.line + c);
+      for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(In))) __builtin_prefetch(run + from.line + c, 0, 2);
       read_run(to + j * channels, run, channels);
     }
   } else {
@@ -143,7 +143,7 @@ bool read_transposed(float* to, int64_t stride, const Plane<In>& from, int64_t c
     Float8 rows[8];
     for (int t = 0; t < 8; ++t) {
       // Positions are far apart in memory, so the ones to come are asked for.
-      __builtin_prefetch(low + (16 + t) * from.position);
+      __builtin_prefetch(low + (24 + t) * from.position, 0, 2);
       rows[t] = load8(low + t * from.position);
     }
     transpose8(rows);
@@ -160,7 +160,10 @@ bool write_transposed(const Plane<Out>& to, const float* from, int64_t stride, i
     const float* block = from + i * stride + first + j;
     for (int t = 0; t < 8; ++t) rows[t] = load8(block + t * step);
     transpose8(rows);
-    for (int t = 0; t < 8; ++t) store8(low + t * to.position, rows[t]);
+    for (int t = 0; t < 8; ++t) {
+      __builtin_prefetch(low + (16 + t) * to.position, 1, 2);
+      store8(low + t * to.position, rows[t]);
+    }
   });
 }
 

@@ -45,11 +45,14 @@ Plane<In> plane(const AffinityView& view, const LineScanShape& shape, const Bloc
   return plane<In>(view.data, offset, view.c, view.h, view.w, shape, shape.directions[d]);
 }
 
-// Lines that are read and written together. More than one pays where a line's elements are apart in memory
-// and the next line's lie beside them.
-inline int64_t lines_together(const Block& block, const Extent& extent) {
-  if (block.vertical || block.channels > 1) return 1;
-  return extent.positions > 2048 ? 8 : 64;
+// Lines that are read and written together; `position`: the step in memory between the positions of a horizontal line.
+// Where a line's elements are apart in memory and the next line's lie beside them, they are fetched together; else what
+// was just written to a buffer must not be read at once in vectors of another size, which waits for all stores before.
+inline int64_t lines_together(const Block& block, const Extent& extent, int64_t position) {
+  if (!block.vertical && block.channels == 1) return extent.positions > 2048 ? 8 : 64;
+  const bool interleaved = block.channels == 1 && position != 1 && position != -1;
+  const int64_t lines = interleaved ? 1 : 8192 / extent.size();
+  return lines < 1 ? 1 : lines > 64 ? 64 : lines;
 }
 
 // The line of an image that scan line `i` is.

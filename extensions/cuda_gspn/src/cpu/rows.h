@@ -81,10 +81,13 @@ __attribute__((always_inline)) inline void for_each_place(
       for (int64_t c = 0; c < whole; c += kLanes<T>) step(Place<T>{j, c, ends, none}, at_end, std::false_type{});
       if (whole < channels) step(Place<T>{j, channels - kLanes<T>, ends, repeated}, at_end, std::true_type{});
     };
-    int64_t j = begin;
-    if (j == 0) position(j++, Ends<T>{all, last == 0 ? all : none, none}, std::true_type{});
-    for (; j < end && j < last; ++j) position(j, Ends<T>{}, std::false_type{});
-    if (j < end) position(j, Ends<T>{none, all, none}, std::true_type{});
+    for (int64_t j = begin; j < end;) {
+      if (j == 0 || j == last) {
+        position(j, Ends<T>{j == 0 ? all : none, j == last ? all : none, none}, std::true_type{});
+        ++j;
+      }
+      for (; j < end && j < last; ++j) position(j, Ends<T>{}, std::false_type{});
+    }
   } else {
     const Mask<T> number = lanes / static_cast<Int<T>>(channels);
     const auto edge = [&](int64_t j, int64_t done) __attribute__((always_inline)) {
@@ -92,15 +95,15 @@ __attribute__((always_inline)) inline void for_each_place(
       const Ends<T> ends{at == Int<T>{0}, at == static_cast<Int<T>>(positions - 1), Mask<T>{}};
       step(Place<T>{j, 0, ends, at < static_cast<Int<T>>(done)}, std::true_type{}, std::true_type{});
     };
-    int64_t j = begin;
-    if (j == 0) {
-      edge(0, 0);
-      j = kPieces;
+    for (int64_t j = begin; j < end;) {
+      if (j == 0 || j + kPieces >= positions) {
+        edge(j == 0 ? 0 : positions - kPieces, j);
+        j += kPieces;
+      }
+      for (; j + kPieces <= end && j + kPieces < positions; j += kPieces) {
+        step(Place<T>{j, 0, Ends<T>{}, Mask<T>{}}, std::false_type{}, std::false_type{});
+      }
     }
-    for (; j + kPieces <= end && j + kPieces < positions; j += kPieces) {
-      step(Place<T>{j, 0, Ends<T>{}, Mask<T>{}}, std::false_type{}, std::false_type{});
-    }
-    if (end == positions && j < end) edge(positions - kPieces, j);
   }
 }
 
