@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cgspn.ops import layer_norm_linear, library, linear_residual
+from cgspn.ops.directions import DIRECTIONS, direction_codes
 from cgspn.ops.token_linear import CHOICE
 
 EPS = 1e-6
@@ -90,6 +91,73 @@ def test_autocast(device):
     with torch.autocast(device.type, torch.bfloat16):
         assert down(*narrowing(3, 64, 16, torch.float32, device)).dtype == torch.bfloat16
         assert up(*widening(3, 16, 64, torch.float32, device)).dtype == torch.bfloat16
+
+
+def sublayer(batch, height, width, channels, narrow, dtype, device, directions=DIRECTIONS, shared=False):
+    """The tensors of latent_residual up to eps."""
+    draw = torch.Generator().manual_seed(channels)
+    x, norm_weight, norm_bias, *down = narrowing(batch * height * width, channels, narrow, dtype, device)
+    rows = len(directions) * (3 * (1 if shared else narrow) + 2 * narrow)
+    weight = torch.randn(rows, narrow, generator=draw) / narrow**0.5
+    bias = torch.randn(rows, generator=draw)
+    _, *up, _, scale = widening(1, narrow, channels, dtype, device)
+    x = x.unflatten(0, (batch, height, width))
+    return [x, norm_weight, norm_bias, *down, weight.to(device, dtype), bias.to(device, dtype), *up, scale]
+
+
+def one_by_one(tensors, eps, codes, chunk):
+    x, norm_weight, norm_bias, down_weight, down_bias, weight, bias, up_weight, up_bias, scale = tensors
+    ops = torch.ops.cgspn
+    latent = ops.layer_norm_linear(x, norm_weight, norm_bias, down_weight, down_bias, eps)
+    mixed = ops.latent_propagation(latent.permute(0, 3, 1, 2), weight, bias, codes, chunk)
+    return ops.linear_residual(mixed.permute(0, 2, 3, 1), up_weight, up_bias, scale, x)
+
+
+@native
+@pytest.mark.parametrize("directions", [DIRECTIONS, ("rl", "tb")], ids="-".join)
+def test_the_whole_sublayer_in_one_call(directions, device):
+    dtype = torch.float64 if device.type == "cpu" else torch.bfloat16
+    tensors = sublayer(2, 5, 7, 64, 32, dtype, device, directions)
+    arguments = (EPS, direction_codes(directions), 3)
+    y = torch.ops.cgspn.latent_residual(*tensors, *arguments)
+    torch.testing.assert_close(y, one_by_one(tensors, *arguments), rtol=0, atol=0)
+    torch.library.opcheck(torch.ops.cgspn.latent_residual, (*tensors, *arguments))
+    tensors[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="latent_residual"):
+        torch.ops.cgspn.latent_residual(*tensors, *arguments).sum().backward()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "narrow"),
+    [
+        (8, 225, 224, 64, 32),
+        (9, 70, 75, 128, 32),
+        (11, 90, 51, 192, 64),
+        (1, 33, 147, 1152, 64),
+        (3, 20, 11, 64, 48),
+        (2, 3, 500, 64, 64),
+    ],
+)
+def test_cuda_the_whole_sublayer_is_what_its_parts_are(batch, height, width, channels, narrow, shared):
+    """Bit by bit, also where groups of images overlap, on another stream and in a graph."""
+    tensors = sublayer(batch, height, width, channels, narrow, torch.bfloat16, "cuda", shared=shared)
+    arguments = (EPS, direction_codes(DIRECTIONS), None)
+    want = one_by_one(tensors, *arguments)
+    assert torch.equal(torch.ops.cgspn.latent_residual(*tensors, *arguments), want)
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        got = torch.ops.cgspn.latent_residual(*tensors, *arguments)
+    torch.cuda.current_stream().wait_stream(side)
+    assert torch.equal(got, want)
+    with torch.cuda.graph(graph):
+        got = torch.ops.cgspn.latent_residual(*tensors, *arguments)
+    for _ in range(3):
+        got.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(got, want)
 
 
 def error(y, truth):

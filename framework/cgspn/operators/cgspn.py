@@ -83,8 +83,26 @@ class CGSPN(nn.Module):
         """
         if norm is not None:
             down, up, ops = self.down, self.up, torch.ops.cgspn
+            propagation = self.propagation
+            if not torch.is_grad_enabled() and propagation.fuses_sublayer(x):
+                generate = propagation.generate
+                return ops.latent_residual(
+                    x,
+                    norm.weight,
+                    norm.bias,
+                    down.weight,
+                    down.bias,
+                    generate.weight,
+                    generate.bias,
+                    up.weight,
+                    up.bias,
+                    scale,
+                    norm.eps,
+                    propagation.codes,
+                    propagation.chunk,
+                )
             latent = ops.layer_norm_linear(x, norm.weight, norm.bias, down.weight, down.bias, norm.eps)
-            mixed = self.propagation(latent, latent)
+            mixed = propagation(latent, latent)
             return ops.linear_residual(mixed, up.weight, up.bias, scale, x)
         check_grid(x, self.dim)
         latent = self.down(self.in_proj(x))

@@ -50,7 +50,7 @@ class Propagation(nn.Module):
         state_norm: Literal["none", "extent", "rms"] = "none",
     ) -> None:
         super().__init__()
-        direction_codes(directions)
+        self.codes = direction_codes(directions)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk={chunk} must be at least 1, or null for none.")
         if gates not in GATES:
@@ -92,6 +92,11 @@ class Propagation(nn.Module):
         if self.state_norm == "rms":
             y = nn.functional.rms_norm(y, (self.dim,), eps=1e-6)
         return y
+
+    def fuses_sublayer(self, x: Tensor) -> bool:
+        """Whether ``latent_propagation`` is chosen for tokens like ``x`` and is all there is to do."""
+        plain = self.gates == "linear" and self.state_norm == "none"
+        return plain and use_latent_propagation(x, self.generate.weight)
 
     def generating_scan(self, x: Tensor) -> Tensor | None:
         """``latent_propagation`` where it is chosen and makes all of the parameters from ``x``, else None."""

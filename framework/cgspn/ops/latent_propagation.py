@@ -37,8 +37,8 @@ def latent_propagation(
     With p = weight x + bias at every pixel and the views ``a, lam, u = split_parameters(p, ...)``, this is
     ``line_scan(x, a, lam, u, directions=directions, chunk=chunk)``. On CUDA one kernel makes p by
     tensor-core products where the scan uses it, and only ``y`` is rounded; its conditions are those of
-    :func:`fused_obstacle`, 16-byte aligned channels-last tensors, and lines of at most 320 positions at 64
-    channels, 400 at 48 and 512 at 32. Everywhere else p is computed and stored in the dtype of ``x``. The
+    :func:`fused_obstacle`, 16-byte aligned channels-last tensors, and lines of at most 768 positions at 64
+    and 48 channels, 832 at 32. Everywhere else p is computed and stored in the dtype of ``x``. The
     backward pass computes p again instead of keeping it.
 
     Args:
@@ -104,8 +104,8 @@ def fused_obstacle(x: Tensor, weight: Tensor) -> str:
     dtypes = {torch.get_autocast_dtype("cuda")} if autocast else {x.dtype, weight.dtype}
     if len(dtypes) > 1 or not dtypes <= set(FUSED_DTYPES):
         return f"the dtype is {', '.join(sorted(map(str, dtypes)))}, not float16 or bfloat16"
-    if x.shape[1] not in FUSED_CHANNELS:
-        return f"{x.shape[1]} channels, not one of {', '.join(map(str, FUSED_CHANNELS))}"
+    if weight.shape[1] not in FUSED_CHANNELS:
+        return f"{weight.shape[1]} channels, not one of {', '.join(map(str, FUSED_CHANNELS))}"
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,15 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from cgspn.ops.registration import OptionalTensor, library_handle, register_autocast, register_autograd
+from cgspn.ops.registration import (
+    OptionalTensor,
+    library_handle,
+    refuse_double_backward,
+    register_autocast,
+    register_autograd,
+)
 
-NAMES = ("layer_norm_linear", "linear_residual")
+NAMES = ("layer_norm_linear", "linear_residual", "latent_residual")
 
 
 def register() -> None:
     """Registers everything; called once, after the native library has been loaded."""
     library_handle().impl("layer_norm_linear", _layer_norm_linear, "CPU")
     library_handle().impl("linear_residual", _linear_residual, "CPU")
+    library_handle().impl("latent_residual", _latent_residual, "CPU")
+    torch.library.register_fake("cgspn::latent_residual", _latent_residual_fake)
+    register_autograd("latent_residual", refuse_double_backward("latent_residual"), None)
     torch.library.register_fake("cgspn::layer_norm_linear", _layer_norm_linear_fake)
     torch.library.register_fake("cgspn::linear_residual", _linear_residual_fake)
     register_autograd("layer_norm_linear", _layer_norm_linear_vjp, _layer_norm_linear_context)
@@ -80,6 +90,31 @@ def _linear_residual(h: Tensor, weight: Tensor, bias: Tensor, scale: OptionalTen
 def _linear_residual_fake(
     h: Tensor, weight: Tensor, bias: Tensor, scale: OptionalTensor, x: Tensor
 ) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _latent_residual(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    scale: OptionalTensor,
+    eps: float,
+    directions: Sequence[int],
+    chunk: int | None,
+) -> Tensor:
+    """The sub-layer in inference; its derivative would keep what the operators one by one keep."""
+    latent = _layer_norm_linear(x, norm_weight, norm_bias, down_weight, down_bias, eps).permute(0, 3, 1, 2)
+    mixed = torch.ops.cgspn.latent_propagation(latent, weight, bias, directions, chunk)
+    return _linear_residual(mixed.permute(0, 2, 3, 1), up_weight, up_bias, scale, x)
+
+
+def _latent_residual_fake(x: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 

@@ -11,7 +11,9 @@ struct LatentForward {
   ImageView x;
   const void* weight = nullptr;  // contiguous, dtype of x, as bias and y
   const void* bias = nullptr;
-  ImageView y;
+  DirectionView y;  // d = 0 and `sum` set: directions are added into one (B, C, H, W)
+  bool sum = true;
+  bool early = false;  // CUDA: may start before the kernel before it in the stream, which makes x and nothing else, has ended
 };
 
 }  // namespace cgspn

@@ -17,13 +17,14 @@ struct LayerNormLinear {
   float eps = 0;
 };
 
-// y = x + scale * linear(h): h (tokens, inputs), weight (channels, inputs), x and y (tokens, channels). `scale` may be
-// null for 1.
+// y = x + scale * linear(h): weight (channels, inputs), x and y (tokens, channels); h (tokens, parts, inputs), whose parts are
+// added in their order and rounded first. `scale` may be null for 1.
 struct LinearResidual {
   DType dtype = DType::kBFloat16;
-  int64_t tokens = 0, inputs = 0, channels = 0;
+  int64_t tokens = 0, parts = 1, inputs = 0, channels = 0;
   const void *h = nullptr, *weight = nullptr, *bias = nullptr, *scale = nullptr, *x = nullptr;
   void* y = nullptr;
+  bool early = false;  // may start before the kernel before it in the stream, which makes h alone, has ended; workspace holds 0
 };
 
 // cudaErrorNotSupported for other dtypes and where the widths do not fit the current device: channels must be a multiple of 64, outputs and

@@ -55,6 +55,19 @@ __device__ __forceinline__ void task_barrier(unsigned* counter, unsigned target)
   __syncthreads();
 }
 
+// Programmatic dependent launch: a kernel launched early waits for what the kernel before it in the stream wrote, and a kernel
+// lets the next one start. Neither does anything where no kernel is launched early.
+__device__ __forceinline__ void await_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void allow_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // Clusters exist from sm_90 on; the host never launches one elsewhere.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -95,13 +108,18 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
-// 16 bytes into a peer's shared memory, counted by the peer's barrier.
+// 16 (4) bytes into a peer's shared memory, counted by the peer's barrier.
 __device__ __forceinline__ void send_async(uint32_t peer_shared, float4 v, uint32_t peer_barrier) {
   asm volatile(
       "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(peer_shared),
       "r"(__float_as_uint(v.x)), "r"(__float_as_uint(v.y)), "r"(__float_as_uint(v.z)), "r"(__float_as_uint(v.w)),
       "r"(peer_barrier)
       : "memory");
+}
+__device__ __forceinline__ void send_async(uint32_t peer_shared, float v, uint32_t peer_barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(peer_shared),
+               "r"(__float_as_uint(v)), "r"(peer_barrier)
+               : "memory");
 }
 
 #else
@@ -114,6 +132,7 @@ __device__ __forceinline__ void fence_barrier_init() {}
 __device__ __forceinline__ void barrier_expect(uint32_t, uint32_t) {}
 __device__ __forceinline__ void barrier_wait(uint32_t, uint32_t) {}
 __device__ __forceinline__ void send_async(uint32_t, float4, uint32_t) {}
+__device__ __forceinline__ void send_async(uint32_t, float, uint32_t) {}
 
 #endif
 

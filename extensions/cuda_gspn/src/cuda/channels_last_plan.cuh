@@ -242,7 +242,7 @@ inline Layout plan(const LineScanShape& s, const Demand& demand) {
 
 template <typename Params>
 cudaError_t launch_clusters(void (*kernel)(const Params), const Params& params, unsigned blocks,
-                            int threads, size_t shared, int split, cudaStream_t stream) {
+                            int threads, size_t shared, int split, cudaStream_t stream, bool early = false) {
   if (shared > 48 * 1024) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
@@ -253,11 +253,18 @@ cudaError_t launch_clusters(void (*kernel)(const Params), const Params& params, 
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
-  config.attrs = &attribute;
-  config.numAttrs = split > 1 ? 1 : 0;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (split > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(split), 1, 1};
+  }
+  if (early) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 

@@ -5,14 +5,21 @@
 // stay in registers for the whole scan, and all five parameters of a (channel, position) land in the same lane. The line
 // of x comes through a ring of asynchronous copies and serves as the other factor (ldmatrix) and as the scan's input
 // (ldmatrix transposed). The state lives in shared memory in float32, double-buffered by line parity; outputs are
-// transposed back through shared memory (stmatrix) and stored 16 bytes a thread. One __syncthreads a line.
+// transposed back through shared memory (stmatrix) and stored 16 bytes a thread. One __syncthreads a line; half of the
+// warps copy lines before their tiles, half after, so that copies and products meet on every scheduler.
 //
-// Rounded: y, and the partial sums of y between directions. Logits, gates, states and the bias stay in float32.
+// A cluster of `split` blocks may share the positions of a line: the states at a block's border go into its neighbour's
+// shared memory by st.async, counted by an mbarrier.
+//
+// Every direction has blocks of its own and writes a part; an ordered sum follows unless the parts are what is wanted.
+// Rounded: the parts and their sum. Logits, gates, states and the bias stay in float32.
 #include "latent_forward.cuh"
 
 #include <algorithm>
 
 #include "async.cuh"
+#include "channels_last_plan.cuh"
+#include "latent_kernel.cuh"
 #include "numerics.cuh"
 #include "sum_parts.cuh"
 #include "tensor_core.cuh"
@@ -21,464 +28,341 @@
 namespace cgspn::cuda {
 namespace {
 
-constexpr int kStages = 4;
-[[maybe_unused]] constexpr int kKinds = 5;  // three logits, lam, u
-enum { kLam = 3, kU = 4 };
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kPowerMax = 40.0f * kLog2E;
-// Index of position 0 in a row of the state; the entry before it and those after the line hold 0.
-[[maybe_unused]] constexpr int kStateOrigin = 4;
+constexpr int kStages = 4, kGroup = 16, kMaxWarps = 8;
 
-struct LineStrides {
-  int64_t b = 0, h = 0, w = 0;
-};
-
-struct Pass {
-  char* y;
-  int direction;  // index into the rows of the weight
-  bool vertical, reversed, accumulate;
-  int lines, length;
-};
-
-// Strides in bytes; passes are numbered [part][pass of the part][side].
-struct Params {
-  const char* x;
-  const char* weight;
-  const char* bias;
-  LineStrides x_stride, y_stride;
-  int64_t chunk;
-  unsigned* counters;  // zeroed, one a task; used with two sides
-  int num_directions, affinity_channels;
-  int channel_warps, groups, parts, passes_per_part, sides;
-  int rows, state_stride;  // positions that shared memory holds; floats of a row of the state
-  bool adds;
-  Pass passes[kMaxDirections];
-};
-
-__host__ __device__ constexpr int padded_row(int channels) { return 2 * channels + 16; }
-
-__device__ __forceinline__ float exp2_approx(float v) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-  return result;
-}
-
-// exp(-max(a, -40)) for -a in units of log 2; NaN passes.
-[[maybe_unused]] __device__ __forceinline__ float decay_of_power(float power) {
-  float clamped;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(clamped) : "f"(power), "f"(kPowerMax));
-  return exp2_approx(clamped);
-}
-
-template <typename T>
-__device__ __forceinline__ float load_scalar(const char* p, int64_t index) {
-  return widen(reinterpret_cast<const T*>(p)[index]);
-}
-
-template <typename T, int K, int kGroup, int kMaxThreads>
-__global__ void __launch_bounds__(kMaxThreads, 1) latent_forward_kernel(const __grid_constant__ Params p) {
+template <typename T, int K>
+__global__ void __launch_bounds__(kMaxWarps * 32, 1) latent_forward_kernel(const __grid_constant__ LatentParams p) {
 #if __CUDA_ARCH__ >= 900
-  constexpr int kSteps = K / 16;
-  constexpr int kRow = padded_row(K);
-  constexpr int kPieces = K / 8;
-  // Fragments of 16 rows: one a parameter for 16 channels, or two parameters of 8 channels in each.
-  constexpr int kRowsOf = kGroup / 8, kFragments = kGroup == 16 ? kKinds : (kKinds + 1) / 2, kValues = 2 * kRowsOf;
+  using Weights = LatentWeights<T, K, kGroup>;
+  constexpr int kSteps = Weights::kSteps, kRowsOf = Weights::kRowsOf, kValues = 2 * kRowsOf, kRow = padded_row(K);
   extern __shared__ __align__(128) unsigned char shared[];
 
+  allow_next_kernel();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, q = lane % 4;
   const int channel_warp = warp % p.channel_warps, line_warp = warp / p.channel_warps;
   const int line_warps = blockDim.x / 32 / p.channel_warps;
-  int task = blockIdx.x;
-  const int side = task % p.sides;
-  task /= p.sides;
-  unsigned* const counter = p.counters + task;
-  unsigned meetings = 0;
-  const int part = task % p.parts;
-  task /= p.parts;
+  const bool copies_late = warp / 4 % 2 == 1;
+  const int rank = p.split > 1 ? static_cast<int>(cluster_rank()) : 0;
+  int task = blockIdx.x / p.split;
+  const int direction = task % p.num_directions;
+  task /= p.num_directions;
   const int block_channel = task % p.groups * p.channel_warps * kGroup;
   const int64_t image = task / p.groups;
   const int channel = block_channel + channel_warp * kGroup;
 
+  const LatentPass& pass = p.passes[direction];
+  const int lines = pass.lines;
+  // The block's share of a line, in whole tiles.
+  const int block_tiles = ((pass.length + 7) / 8 + p.split - 1) / p.split;
+  const int first_position = rank * block_tiles * 8;
+  const int length = min(max(pass.length - first_position, 0), block_tiles * 8);
+  const int tiles = (length + 7) / 8;
+  const bool has_left_block = rank > 0 && length > 0, has_right_block = first_position + length < pass.length;
+  const int own_tiles = tiles / line_warps + (line_warp < tiles % line_warps);
+  const int lowest_tile = line_warp * (tiles / line_warps) + min(line_warp, tiles % line_warps);
+  // A warp begins at the tile whose states a neighbouring block waits for.
+  const bool backwards = has_right_block && line_warp > 0 && lowest_tile + own_tiles == tiles;
+  const int first_tile = backwards ? tiles - 1 : lowest_tile, tile_step = backwards ? -1 : 1;
+
   const int y_row = padded_row(p.channel_warps * kGroup);
   const int x_bytes = p.rows * kRow, y_bytes = p.rows * y_row;
   const uint32_t x_ring = shared_address(shared);
-  const uint32_t partial_ring = x_ring + kStages * x_bytes;
-  const uint32_t y_lines = partial_ring + (p.adds ? kStages * y_bytes : 0);
-  const int y_lines_at = y_lines - x_ring;
-  float* const states = reinterpret_cast<float*>(shared + y_lines_at + 2 * y_bytes);
+  const uint32_t y_lines = x_ring + kStages * x_bytes;
+  float* const states = reinterpret_cast<float*>(shared + kStages * x_bytes + 2 * y_bytes);
   const int state_floats = p.channel_warps * kGroup * p.state_stride;  // of one line
-  float* const own_state = states + (channel_warp * kGroup + g) * p.state_stride + kStateOrigin + 2 * q;
+  const int state_at = (channel_warp * kGroup + g) * p.state_stride + kStateOrigin + 2 * q;
+  const uint32_t borders = shared_address(states + 2 * state_floats);  // barriers, [side of the block][line parity]
 
-  // Copies of lines: 16 bytes a thread, kPieces (y_pieces) threads a position.
-  const int x_piece = threadIdx.x % kPieces, x_rows = blockDim.x / kPieces;
-  const int x_row = threadIdx.x / kPieces < x_rows ? threadIdx.x / kPieces : p.rows;
+  // Copies of lines of y: 16 bytes a thread, y_pieces threads a position.
   const int y_pieces = p.channel_warps * kRowsOf;
   const int y_piece = threadIdx.x % y_pieces, y_rows = blockDim.x / y_pieces;
   const int y_first = threadIdx.x / y_pieces < y_rows ? threadIdx.x / y_pieces : p.rows;
-  // Where the lanes point ldmatrix at: rows of eight positions, one matrix of 8 channels after the other.
-  const uint32_t factor_at = x_ring + lane % 8 * kRow + lane / 8 * 16;
-  const uint32_t input_at = x_ring + lane % 8 * kRow + channel * 2 + lane / 8 % kRowsOf * 16;
-  const int column_at = lane % 8 * y_row + channel_warp * kGroup * 2 + lane / 8 % kRowsOf * 16;
 
-  for (int n = 0; n < p.passes_per_part; ++n) {
-    const Pass& pass = p.passes[(part * p.passes_per_part + n) * p.sides + side];
-    const int lines = pass.lines, length = pass.length;
-    const int tiles = (length + 7) / 8;
-    const int share = tiles / line_warps, extra = tiles % line_warps;
-    const int first_tile = line_warp * share + min(line_warp, extra);
-    const int last_tile = first_tile + share + (line_warp < extra);
+  Weights weights;
+  weights.load(p, direction, channel, lane);
 
-    uint32_t weights[kFragments][kSteps][4];
-    float bias[kKinds][kRowsOf];
-#pragma unroll
-    for (int fragment = 0; fragment < kFragments; ++fragment) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int kind = kGroup == 16 ? fragment : 2 * fragment + r;
-        const int c = channel + g + (kGroup == 16 ? 8 * r : 0), affinity = p.affinity_channels;
-        const int row = kind < kLam ? (pass.direction * 3 + kind) * affinity + (affinity == 1 ? 0 : c)
-                                    : p.num_directions * (3 * affinity + (kind - kLam) * K) + pass.direction * K + c;
-        const char* const w = p.weight + (static_cast<int64_t>(row) * K + 2 * q) * 2;
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          weights[fragment][s][r] = kind < kKinds ? __ldg(reinterpret_cast<const uint32_t*>(w + s * 32)) : 0;
-          weights[fragment][s][2 + r] = kind < kKinds ? __ldg(reinterpret_cast<const uint32_t*>(w + s * 32 + 16)) : 0;
-        }
-        if (kind < kKinds) bias[kind][kGroup == 16 ? r : 0] = load_scalar<T>(p.bias, row) * (kind < kLam ? -kLog2E : 1.0f);
-      }
-    }
+  const int64_t y_line = pass.vertical ? p.y_stride.h : p.y_stride.w, y_place = pass.vertical ? p.y_stride.w : p.y_stride.h;
+  const int64_t y_step = pass.reversed ? -y_line : y_line;
+  const int64_t y_begin = image * p.y_stride.b + first_position * y_place + (pass.reversed ? (lines - 1) * y_line : 0);
+  // This thread's first 16 bytes on the line that is stored next.
+  char* y_to = pass.y + y_begin + block_channel * 2 + y_first * y_place + y_piece * 16;
+  const int64_t y_rows_step = y_rows * y_place;
 
-    const int64_t x_line = pass.vertical ? p.x_stride.h : p.x_stride.w, x_place = pass.vertical ? p.x_stride.w : p.x_stride.h;
-    const int64_t y_line = pass.vertical ? p.y_stride.h : p.y_stride.w, y_place = pass.vertical ? p.y_stride.w : p.y_stride.h;
-    const int64_t x_step = pass.reversed ? -x_line : x_line, y_step = pass.reversed ? -y_line : y_line;
-    const int64_t x_begin = image * p.x_stride.b + (pass.reversed ? (lines - 1) * x_line : 0);
-    const int64_t y_begin = image * p.y_stride.b + (pass.reversed ? (lines - 1) * y_line : 0) + block_channel * 2;
-    // This thread's first 16 bytes on the line that is fetched or stored next.
-    const char* x_from = p.x + x_begin + x_row * x_place + x_piece * 16;
-    char* y_to = pass.y + y_begin + y_first * y_place + y_piece * 16;
-    const char* partial_from = y_to;
-    const int64_t x_rows_step = x_rows * x_place, y_rows_step = y_rows * y_place;
-    const bool accumulates = pass.accumulate;
-    // With two sides the other one has met the lines from `middle` on before.
-    const bool meets = p.sides == 2;
-    const int middle = meets ? (lines + 1 - side) / 2 : lines;
-    bool met = false;
-
-    __syncthreads();
-    // Entries outside the line are read with weight 0 and must hold no NaN, nor must positions that fill the last tile.
-    for (int i = threadIdx.x; i < 2 * state_floats; i += blockDim.x) states[i] = 0.0f;
-    for (int i = threadIdx.x; i < kStages * (tiles * 8 - length) * (kRow / 16); i += blockDim.x) {
-      const int stage = i % kStages, rest = i / kStages;
-      *reinterpret_cast<uint4*>(shared + stage * x_bytes + length * kRow + rest * 16) = make_uint4(0, 0, 0, 0);
-    }
-
-    int fetched = 0, fetch_stage = 0;
-    const auto fetch_partial = [&](const char* from, int stage) {
-      uint32_t to = partial_ring + stage * y_bytes + y_first * y_row + y_piece * 16;
-      for (int row = y_first; row < length; row += y_rows) {
-        copy_async(to, from);
-        from += y_rows_step;
-        to += y_rows * y_row;
-      }
-    };
-    const auto fetch = [&] {
-      if (fetched < lines) {
-        const char* from = x_from;
-        uint32_t to = x_ring + fetch_stage * x_bytes + x_row * kRow + x_piece * 16;
-        for (int row = x_row; row < length; row += x_rows) {
-          copy_async(to, from);
-          from += x_rows_step;
-          to += x_rows * kRow;
-        }
-        if (fetched < middle ? accumulates : met) fetch_partial(partial_from, fetch_stage);
-        x_from += x_step;
-        partial_from += y_step;
-      }
-      ++fetched;
-      fetch_stage = fetch_stage + 1 == kStages ? 0 : fetch_stage + 1;
-      commit_copies();
-    };
-    const auto store_line = [&](int parity) {
-      char* to = y_to;
-      const unsigned char* from = shared + y_lines_at + parity * y_bytes + y_first * y_row + y_piece * 16;
-      for (int row = y_first; row < length; row += y_rows) {
-        store_global(to, *reinterpret_cast<const uint4*>(from), kEvictLast);
-        to += y_rows_step;
-        from += y_rows * y_row;
-      }
-      y_to += y_step;
-    };
-
-    int stage = 0, parity = 0;
-    bool adds = false, restart = true;
-    // Where a tile's data lie in shared memory.
-    struct Place {
-      uint32_t input, partial, out;
-      const float* before;
-      float* now;
-    };
-    float acc[kFragments][4] = {};
-    const auto parameter = [&](int kind, int i) { return kGroup == 16 ? acc[kind][i] : acc[kind / 2][kind % 2 * 2 + i]; };
-    const auto clear = [&] {
-#pragma unroll
-      for (int fragment = 0; fragment < kFragments; ++fragment) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) acc[fragment][i] = 0.0f;
-      }
-    };
-    const auto load_factor = [&](uint32_t(&b)[kSteps][2], uint32_t from) {
-#pragma unroll
-      for (int s = 0; s + 1 < kSteps; s += 2) {
-        uint32_t four[4];
-        load_matrices(four, from + s * 32);
-        b[s][0] = four[0], b[s][1] = four[1], b[s + 1][0] = four[2], b[s + 1][1] = four[3];
-      }
-      if constexpr (kSteps % 2 == 1) load_matrices(b[kSteps - 1], from + (kSteps - 1) * 32);
-    };
-    const auto product = [&](const uint32_t(&b)[kSteps][2], int s) {
-#pragma unroll
-      for (int f = 0; f < kFragments; ++f) multiply<T>(acc[f], weights[f][s], b[s][0], b[s][1]);
-    };
-    // New states and outputs of a tile from its parameters in `acc`, which meanwhile become those of the tile at `next`:
-    // tensor cores and the other units work at the same time. `kSpecial`: the tile has a border or fills the line, or the
-    // scan restarts.
-    const auto advance = [&]<bool kSpecial>(const Place& at, uint32_t next, int j) {
-      uint32_t b[kSteps][2], input[kRowsOf], so_far[kRowsOf] = {}, out[kRowsOf];
-      load_factor(b, next);
-      load_transposed(input, at.input);
-      if (adds) load_transposed(so_far, at.partial);
-      float around[kRowsOf][4], power[3][kValues], gated[kValues], gate[kValues];
-#pragma unroll
-      for (int r = 0; r < kRowsOf; ++r) {
-        const float* const before = at.before + r * 8 * p.state_stride;
-        const float2 own = *reinterpret_cast<const float2*>(before);
-        around[r][0] = before[-1], around[r][1] = own.x, around[r][2] = own.y, around[r][3] = before[2];
-        float x[2];
-        unpack_word(input[r], x, T());
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) {
-#pragma unroll
-          for (int k = 0; k < 3; ++k) power[k][i] = fmaf(parameter(k, i), -kLog2E, bias[k][r]);
-          gated[i] = (parameter(kLam, i) + bias[kLam][r]) * x[i % 2];
-          gate[i] = parameter(kU, i) + bias[kU][r];
-        }
-      }
-      clear();
-      float h[kValues];
-#pragma unroll
-      for (int i = 0; i < kValues; ++i) {
-#pragma unroll
-        for (int s = i * kSteps / kValues; s < (i + 1) * kSteps / kValues; ++s) product(b, s);
-        const int r = i / 2, s = i % 2;
-        // As normalise() in numerics.cuh, the numerator times the neighbours directly.
-        float d0 = decay_of_power(power[0][i]), d2 = decay_of_power(power[2][i]);
-        const float e1 = 1.0f + decay_of_power(power[1][i]);
-        float e1_left = e1, e1_right = e1;
-        if constexpr (kSpecial) {
-          const bool has_left = j + s > 0, has_right = j + s + 1 < length;
-          d0 = has_left ? d0 : 0.0f;
-          e1_left = has_left ? e1 : 0.0f;
-          d2 = has_right ? d2 : 0.0f;
-          e1_right = has_right ? e1 : 0.0f;
-        }
-        const float e0 = 1.0f + d0, e2 = 1.0f + d2;
-        const float p0 = e1_left * e2;
-        const float sum = fmaf(e0, e2 + e1_right, p0);
-        const float mixed = fmaf(e0, fmaf(e1_right, around[r][s + 2], e2 * around[r][s + 1]), p0 * around[r][s]);
-        h[i] = fmaf(mixed, fast_reciprocal(sum), gated[i]);
-        if constexpr (kSpecial) h[i] = restart ? gated[i] : h[i];
-      }
-#pragma unroll
-      for (int r = 0; r < kRowsOf; ++r) {
-        float y[2];
-        unpack_word(so_far[r], y, T());
-#pragma unroll
-        for (int s = 0; s < 2; ++s) {
-          float& state = h[2 * r + s];
-          y[s] = fmaf(gate[2 * r + s], state, y[s]);
-          if constexpr (kSpecial) state = j + s < length ? state : 0.0f;
-        }
-        *reinterpret_cast<float2*>(at.now + r * 8 * p.state_stride) = make_float2(h[2 * r], h[2 * r + 1]);
-        out[r] = pack_word(y, T());
-      }
-      store_transposed(at.out, out);
-    };
-
-#pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) fetch();
-    const uint32_t first_factor = factor_at + first_tile * 8 * kRow;
-    wait_copies<kStages - 2>();
-    __syncthreads();
-    if (first_tile < last_tile) {
-      uint32_t b[kSteps][2];
-      load_factor(b, first_factor);
-      clear();
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) product(b, s);
-    }
-    int64_t in_chunk = 0;
-    for (int step = 0; step < lines; ++step) {
-      const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
-      wait_copies<kStages - 3>();
-      // This line and the next one of x, the states and outputs of the line before are complete, and the slot of the line
-      // before is free.
-      __syncthreads();
-      if (step > 0) store_line(parity ^ 1);
-      if (meets && step == middle) {
-        met = true;
-        // What the other side has written is visible from here on; the lines already in the ring lack it.
-        task_barrier(counter, ++meetings * 2);
-        const char* late = y_to;
-        int late_stage = stage;
-        for (int s = step; s < fetched && s < lines; ++s) {
-          fetch_partial(late, late_stage);
-          late += y_step;
-          late_stage = late_stage + 1 == kStages ? 0 : late_stage + 1;
-        }
-        commit_copies();
-        wait_copies<0>();
-        __syncthreads();
-      }
-      fetch();
-      adds = pass.accumulate || step >= middle;
-      restart = in_chunk == 0;
-      uint32_t factor = first_factor + stage * x_bytes;
-      Place at;
-      at.input = input_at + stage * x_bytes + first_tile * 8 * kRow;
-      at.partial = partial_ring + stage * y_bytes + first_tile * 8 * y_row + column_at;
-      at.out = y_lines + parity * y_bytes + first_tile * 8 * y_row + column_at;
-      at.before = own_state + (parity ^ 1) * state_floats + first_tile * 8;
-      at.now = own_state + parity * state_floats + first_tile * 8;
-      for (int t = first_tile; t < last_tile; ++t) {
-        // After the last tile the first one of the next line; after the last line whatever the ring holds, unused.
-        factor = t + 1 < last_tile ? factor + 8 * kRow : first_factor + next_stage * x_bytes;
-        if (t == 0 || t == tiles - 1 || restart) {
-          advance.template operator()<true>(at, factor, t * 8 + 2 * q);
-        } else {
-          advance.template operator()<false>(at, factor, 0);
-        }
-        at.input += 8 * kRow;
-        at.partial += 8 * y_row;
-        at.out += 8 * y_row;
-        at.before += 8;
-        at.now += 8;
-      }
-      if (++in_chunk == p.chunk) in_chunk = 0;
-      parity ^= 1;
-      stage = next_stage;
-    }
-    wait_copies<0>();
-    __syncthreads();
-    store_line(parity ^ 1);
-    // A single line leaves one side nothing to add, but the other side waits for it.
-    if (meets && middle == lines) task_barrier(counter, ++meetings * 2);
-    // The next pass adds to what both sides have written.
-    if (meets && n + 1 < p.passes_per_part) task_barrier(counter, ++meetings * 2);
+  // Entries outside the line are read with weight 0 and must hold no NaN, nor must positions that fill the last tile.
+  for (int i = threadIdx.x; i < 2 * state_floats; i += blockDim.x) states[i] = 0.0f;
+  for (int i = threadIdx.x; i < kStages * (tiles * 8 - length) * (kRow / 16); i += blockDim.x) {
+    const int stage = i % kStages, rest = i / kStages;
+    *reinterpret_cast<uint4*>(shared + stage * x_bytes + length * kRow + rest * 16) = make_uint4(0, 0, 0, 0);
   }
+  // Where the neighbouring blocks expect this lane's state at their border, on a line of parity 0.
+  uint32_t left_peer = 0, right_peer = 0, left_barrier = 0, right_barrier = 0;
+  if (p.split > 1) {
+    if (threadIdx.x == 0) {
+      for (int b = 0; b < 4; ++b) barrier_init(borders + 8 * b);
+      fence_barrier_init();
+    }
+    const uint32_t row = shared_address(states + state_at - 2 * q);
+    if (has_left_block) {
+      left_peer = peer_address(row + 4 * 8 * block_tiles, rank - 1);
+      left_barrier = peer_address(borders + 16, rank - 1);
+    }
+    if (has_right_block) {
+      right_peer = peer_address(row - 4, rank + 1);
+      right_barrier = peer_address(borders, rank + 1);
+    }
+    cluster_sync();
+  }
+  await_previous_kernel();
+  if (length == 0) return;
+
+  LineCopies<K, kStages> copies(p, pass, image, first_position, length, x_ring, threadIdx.x, blockDim.x);
+  const auto store_line = [&](int parity) {
+    char* to = y_to;
+    const unsigned char* from = shared + kStages * x_bytes + parity * y_bytes + y_first * y_row + y_piece * 16;
+    for (int row = y_first; row < length; row += y_rows) {
+      store_global(to, *reinterpret_cast<const uint4*>(from), kEvictLast);
+      to += y_rows_step;
+      from += y_rows * y_row;
+    }
+    y_to += y_step;
+  };
+
+  int stage = 0, parity = 0;
+  bool restart = true;
+  // Where a tile's data lie in shared memory.
+  struct Place {
+    uint32_t input, out;
+    const float* before;
+    float* now;
+  };
+  float acc[Weights::kFragments][4] = {}, h[kValues];
+  // New states and outputs of tile `t` from its parameters in `acc`, which meanwhile become those of the tile at `next`:
+  // tensor cores and the other units work at the same time. `kSpecial`: the tile has a border or fills the line, or the
+  // scan restarts.
+  const auto advance = [&]<bool kSpecial>(const Place& at, uint32_t next, int t) {
+    const int j = first_position + t * 8 + 2 * q;
+    uint32_t b[kSteps][2], input[kRowsOf], out[kRowsOf];
+    load_factor(b, next);
+    load_transposed(input, at.input);
+    float around[kRowsOf][4], power[3][kValues], gated[kValues], gate[kValues];
+#pragma unroll
+    for (int r = 0; r < kRowsOf; ++r) {
+      const float* const before = at.before + r * 8 * p.state_stride;
+      const float2 own = *reinterpret_cast<const float2*>(before);
+      around[r][0] = before[-1], around[r][1] = own.x, around[r][2] = own.y, around[r][3] = before[2];
+      float x[2];
+      unpack_word(input[r], x, T());
+#pragma unroll
+      for (int i = 2 * r; i < 2 * r + 2; ++i) {
+#pragma unroll
+        for (int k = 0; k < 3; ++k) power[k][i] = fmaf(acc[k][i], -kLog2E, weights.bias[k][r]);
+        gated[i] = acc[kLam][i] * x[i % 2];
+        gate[i] = acc[kU][i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) {
+#pragma unroll
+      for (int s = i * kSteps / kValues; s < (i + 1) * kSteps / kValues; ++s) weights.product(acc, b, s);
+      const int r = i / 2, s = i % 2;
+      // As normalise() in numerics.cuh, the numerator times the neighbours directly.
+      float d0 = decay_of_power(power[0][i]), d2 = decay_of_power(power[2][i]);
+      const float e1 = 1.0f + decay_of_power(power[1][i]);
+      float e1_left = e1, e1_right = e1;
+      if constexpr (kSpecial) {
+        const bool has_left = j + s > 0, has_right = j + s + 1 < pass.length;
+        d0 = has_left ? d0 : 0.0f;
+        e1_left = has_left ? e1 : 0.0f;
+        d2 = has_right ? d2 : 0.0f;
+        e1_right = has_right ? e1 : 0.0f;
+      }
+      const float e0 = 1.0f + d0, e2 = 1.0f + d2;
+      const float p0 = e1_left * e2;
+      const float sum = fmaf(e0, e2 + e1_right, p0);
+      const float mixed = fmaf(e0, fmaf(e1_right, around[r][s + 2], e2 * around[r][s + 1]), p0 * around[r][s]);
+      h[i] = fmaf(mixed, fast_reciprocal(sum), gated[i]);
+      if constexpr (kSpecial) h[i] = restart ? gated[i] : h[i];
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsOf; ++r) {
+      float y[2];
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        float& state = h[2 * r + s];
+        y[s] = gate[2 * r + s] * state;
+        if constexpr (kSpecial) state = j + s < pass.length ? state : 0.0f;
+      }
+      *reinterpret_cast<float2*>(at.now + r * 8 * p.state_stride) = make_float2(h[2 * r], h[2 * r + 1]);
+      out[r] = pack_word(y, T());
+    }
+    store_transposed(at.out, out);
+  };
+  // Borders of the lines before come from the neighbouring blocks, those of this line go to them.
+  const auto receive = [&](int t, int step) {
+    const int other = parity ^ 1, phase = (step - 1) / 2 & 1;
+    if (has_left_block && t == 0) barrier_wait(borders + 8 * other, phase);
+    if (has_right_block && t + 1 == tiles) barrier_wait(borders + 16 + 8 * other, phase);
+  };
+  const auto send = [&](int t) {
+    const bool to_left = has_left_block && t == 0 && q == 0, to_right = has_right_block && t + 1 == tiles && q == 3;
+#pragma unroll
+    for (int r = 0; r < kRowsOf; ++r) {
+      const uint32_t to = 4 * (parity * state_floats + r * 8 * p.state_stride);
+      if (to_left) send_async(left_peer + to, h[2 * r], left_barrier + 8 * parity);
+      if (to_right) send_async(right_peer + to, h[2 * r + 1], right_barrier + 8 * parity);
+    }
+  };
+  const auto is_special = [&](int t) { return t == 0 || t + 1 == tiles; };
+
+#pragma unroll
+  for (int s = 0; s < kStages - 1; ++s) copies.next();
+  // Where the lanes point ldmatrix at: rows of eight positions, one matrix of 8 channels after the other.
+  const uint32_t first_factor = x_ring + (first_tile * 8 + lane % 8) * kRow + lane / 8 * 16;
+  const uint32_t first_input = x_ring + (first_tile * 8 + lane % 8) * kRow + channel * 2 + lane / 8 % kRowsOf * 16;
+  const uint32_t first_out =
+      y_lines + (first_tile * 8 + lane % 8) * y_row + channel_warp * kGroup * 2 + lane / 8 % kRowsOf * 16;
+  const int factor_step = tile_step * 8 * kRow, out_step = tile_step * 8 * y_row, state_step = tile_step * 8;
+  const int leading = own_tiles > 0 && is_special(first_tile);
+  const int trailing = own_tiles > 1 && is_special(first_tile + tile_step * (own_tiles - 1));
+  wait_copies<kStages - 2>();
+  __syncthreads();
+  if (own_tiles > 0) {
+    uint32_t b[kSteps][2];
+    load_factor(b, first_factor);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) weights.product(acc, b, s);
+  }
+  int64_t in_chunk = 0;
+  for (int step = 0; step < lines; ++step) {
+    const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
+    wait_copies<kStages - 3>();
+    // This line and the next one of x, the states and outputs of the line before are complete, and the slot of the line
+    // before is free.
+    __syncthreads();
+    restart = in_chunk == 0;
+    const bool sends = step + 1 < lines;
+    if (p.split > 1 && threadIdx.x == 0 && sends) {
+      const uint32_t bytes = p.channel_warps * kGroup * 4;
+      if (has_left_block) barrier_expect(borders + 8 * parity, bytes);
+      if (has_right_block) barrier_expect(borders + 16 + 8 * parity, bytes);
+    }
+    if (!copies_late) {
+      if (step > 0) store_line(parity ^ 1);
+      copies.next();
+    }
+    uint32_t factor = first_factor + stage * x_bytes;
+    const uint32_t last_factor = first_factor + next_stage * x_bytes;
+    Place at;
+    at.input = first_input + stage * x_bytes;
+    at.out = first_out + parity * y_bytes;
+    at.before = states + state_at + (parity ^ 1) * state_floats + first_tile * 8;
+    at.now = states + state_at + parity * state_floats + first_tile * 8;
+    int n = 0;
+    const auto next_tile = [&] {
+      at.input += factor_step;
+      at.out += out_step;
+      at.before += state_step;
+      at.now += state_step;
+      ++n;
+    };
+    // After the last tile the first one of the next line; after the last line whatever the ring holds, unused.
+    const auto next_factor = [&] {
+      factor = n + 1 < own_tiles ? factor + factor_step : last_factor;
+      return factor;
+    };
+    const auto special = [&](int until) {
+      for (; n < until; next_tile()) {
+        const int t = first_tile + n * tile_step;
+        if (p.split > 1 && step > 0) receive(t, step);
+        advance.template operator()<true>(at, next_factor(), t);
+        if (p.split > 1 && sends) send(t);
+      }
+    };
+    special(restart ? own_tiles : leading);
+    for (; n < own_tiles - trailing; next_tile()) advance.template operator()<false>(at, next_factor(), 0);
+    special(own_tiles);
+    if (copies_late) {
+      if (step > 0) store_line(parity ^ 1);
+      copies.next();
+    }
+    if (++in_chunk == p.chunk) in_chunk = 0;
+    parity ^= 1;
+    stage = next_stage;
+  }
+  wait_copies<0>();
+  __syncthreads();
+  store_line(parity ^ 1);
 #endif
 }
 
-int positions_of(const LineScanShape& s) {
-  int longest = 0;
-  for (int d = 0; d < s.num_directions; ++d) {
-    const bool vertical = s.directions[d] == Direction::kTopBottom || s.directions[d] == Direction::kBottomTop;
-    longest = std::max<int>(longest, static_cast<int>(vertical ? s.width : s.height));
+template <typename T>
+cudaError_t launch(const LatentForward& call, const LatentLayout& l, const LatentParams& p, unsigned blocks, cudaStream_t stream) {
+  if (l.threads() > kMaxWarps * 32) return cudaErrorInvalidConfiguration;
+  const auto with = [&](auto* kernel) { return launch_clusters<LatentParams>(kernel, p, blocks, l.threads(), l.shared, l.split, stream, call.early); };
+  switch (call.shape.channels) {
+    case 32: return with(latent_forward_kernel<T, 32>);
+    case 48: return with(latent_forward_kernel<T, 48>);
+    case 64: return with(latent_forward_kernel<T, 64>);
+    default: return cudaErrorInvalidValue;
   }
-  return (longest + 7) / 8 * 8;
-}
-
-// At least 8 entries more than positions, and 8 modulo 32 so that the rows of a fragment fall into different banks.
-int state_stride_of(int positions) { return (positions + 31) / 32 * 32 + 8; }
-
-template <typename T, int K, int kGroup, int kMaxThreads>
-cudaError_t launch(const Params& p, unsigned blocks, int threads, size_t shared, cudaStream_t stream) {
-  const auto kernel = latent_forward_kernel<T, K, kGroup, kMaxThreads>;
-  if (threads > kMaxThreads) return cudaErrorInvalidConfiguration;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
-  kernel<<<blocks, threads, shared, stream>>>(p);
-  return cudaGetLastError();
-}
-
-template <typename T, int K>
-cudaError_t launch_layout(const LatentLayout& l, const Params& p, unsigned blocks, cudaStream_t stream) {
-  if (l.group == 8) return launch<T, K, 8, 384>(p, blocks, l.threads(), l.shared, stream);
-  return launch<T, K, 16, 256>(p, blocks, l.threads(), l.shared, stream);
 }
 
 int64_t tensor_bytes(const LineScanShape& s) { return s.batch * s.height * s.width * s.channels * 2; }
 
-int64_t counter_bytes(const LineScanShape& s, const LatentLayout& l) {
-  return l.sides == 1 ? 0 : (s.batch * (s.channels / (l.group * l.channel_warps)) * 4 + 255) / 256 * 256;
-}
+bool sums_parts(const LatentForward& call) { return call.sum && call.shape.num_directions > 1; }
 
-template <typename T>
-cudaError_t run(const LatentForward& call, const LatentLayout& l, void* workspace, cudaStream_t stream) {
+LatentParams params_of(const LatentForward& call, const LatentLayout& l, char* parts, int64_t part_bytes) {
   const LineScanShape& s = call.shape;
-  Params p;
+  LatentParams p;
   p.x = static_cast<const char*>(call.x.data);
   p.weight = static_cast<const char*>(call.weight);
   p.bias = static_cast<const char*>(call.bias);
   p.x_stride = {call.x.b * 2, call.x.h * 2, call.x.w * 2};
   p.y_stride = {call.y.b * 2, call.y.h * 2, call.y.w * 2};
   p.chunk = s.chunk;
-  p.counters = static_cast<unsigned*>(workspace);
   p.num_directions = s.num_directions;
   p.affinity_channels = static_cast<int>(s.affinity_channels);
   p.channel_warps = l.channel_warps;
   p.groups = static_cast<int>(s.channels / (l.group * l.channel_warps));
-  p.parts = l.parts;
-  p.passes_per_part = l.passes_per_part;
-  p.sides = l.sides;
-  p.rows = positions_of(s);
-  p.state_stride = state_stride_of(p.rows);
-  p.adds = l.sides == 2;
-  char* const scratch = static_cast<char*>(workspace) + counter_bytes(s, l);
+  p.split = l.split;
+  p.rows = latent_positions(s, l.split);
+  p.state_stride = latent_state_stride(p.rows);
   for (int d = 0; d < s.num_directions; ++d) {
     const Direction direction = s.directions[d];
-    Pass pass;
-    pass.direction = d;
-    pass.vertical = direction == Direction::kTopBottom || direction == Direction::kBottomTop;
-    pass.reversed = direction == Direction::kBottomTop || direction == Direction::kRightLeft;
-    pass.lines = static_cast<int>(pass.vertical ? s.height : s.width);
-    pass.length = static_cast<int>(pass.vertical ? s.width : s.height);
-    pass.accumulate = l.sides == 2 && d >= 2;
-    pass.y = l.parts == 1 ? static_cast<char*>(call.y.data) : scratch + d * tensor_bytes(s);
-    p.passes[d] = pass;
+    p.passes[d] = {parts + d * part_bytes, is_vertical(direction), is_reversed(direction),
+                   static_cast<int>(num_lines(s, direction)), static_cast<int>(line_length(s, direction))};
   }
-  if (l.sides == 2) {
-    const cudaError_t error = cudaMemsetAsync(workspace, 0, counter_bytes(s, l), stream);
-    if (error != cudaSuccess) return error;
-  }
-  const unsigned blocks = static_cast<unsigned>(s.batch * p.groups * l.parts * l.sides);
-  cudaError_t error = cudaErrorInvalidValue;
-  switch (s.channels) {
-    case 32: error = launch_layout<T, 32>(l, p, blocks, stream); break;
-    case 48: error = launch_layout<T, 48>(l, p, blocks, stream); break;
-    case 64: error = launch_layout<T, 64>(l, p, blocks, stream); break;
-  }
-  if (error != cudaSuccess || l.parts == 1) return error;
-  return sum_parts<T>(scratch, call.y.data, l.parts, tensor_bytes(s), stream);
+  return p;
 }
 
 }  // namespace
 
 size_t latent_shared_bytes(const LineScanShape& s, const LatentLayout& l) {
-  const int rows = positions_of(s), y_row = padded_row(l.group * l.channel_warps);
-  const int copies = (l.sides == 2 ? kStages : 0) + 2;
-  return static_cast<size_t>(rows) * (kStages * padded_row(static_cast<int>(s.channels)) + copies * y_row) +
-         2 * l.group * l.channel_warps * state_stride_of(rows) * sizeof(float);
+  if (l.group == 8) return latent_one_tile_shared_bytes(s, l);
+  const int rows = latent_positions(s, l.split), y_row = padded_row(kGroup * l.channel_warps);
+  return static_cast<size_t>(rows) * (kStages * padded_row(static_cast<int>(s.channels)) + 2 * y_row) +
+         2 * kGroup * l.channel_warps * latent_state_stride(rows) * sizeof(float) + 4 * sizeof(uint64_t);
 }
 
-size_t latent_workspace(const LatentForward& call, const LatentLayout& l) {
-  return counter_bytes(call.shape, l) + (l.parts == 1 ? 0 : l.parts * tensor_bytes(call.shape));
+size_t latent_forward_workspace(const LatentForward& call) {
+  return sums_parts(call) ? call.shape.num_directions * tensor_bytes(call.shape) : 0;
 }
 
 cudaError_t latent_forward_with(const LatentForward& call, const LatentLayout& l, void* workspace, cudaStream_t stream) {
-  if (call.shape.dtype == DType::kFloat16) return run<__half>(call, l, workspace, stream);
-  return run<__nv_bfloat16>(call, l, workspace, stream);
+  const LineScanShape& s = call.shape;
+  // Parts to be summed lie one behind the other, each laid out as y.
+  char* const parts = static_cast<char*>(sums_parts(call) ? workspace : call.y.data);
+  const int64_t part_bytes = sums_parts(call) ? tensor_bytes(s) : call.y.d * 2;
+  const LatentParams p = params_of(call, l, parts, part_bytes);
+  const unsigned blocks = static_cast<unsigned>(s.batch * p.groups * s.num_directions * l.split);
+  const bool half = s.dtype == DType::kFloat16;
+  const cudaError_t error = l.group == 8 ? latent_one_tile(call, l, p, blocks, stream)
+                            : half       ? launch<__half>(call, l, p, blocks, stream)
+                                         : launch<__nv_bfloat16>(call, l, p, blocks, stream);
+  if (error != cudaSuccess || !sums_parts(call)) return error;
+  const auto sum = half ? sum_parts<__half> : sum_parts<__nv_bfloat16>;
+  return sum(parts, call.y.data, s.num_directions, part_bytes, stream);
 }
 
 }  // namespace cgspn::cuda

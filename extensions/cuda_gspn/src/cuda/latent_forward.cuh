@@ -7,12 +7,11 @@
 
 namespace cgspn::cuda {
 
-// A block owns group * channel_warps channels (group: 8 or 16) of one image and its whole lines, divided among line_warps
-// warps per group. With `sides` = 2 two blocks run opposite directions of a pair at once, all pairs in sequence, adding to y in
-// place; with 1, every direction has blocks of its own that write a part, and an ordered sum follows.
+// A block owns group * channel_warps channels of one image and direction, and of a line the positions that are its share
+// among the `split` blocks of a cluster; line_warps warps a group divide these. group is 16, or 8 for few images, where a
+// warp has one tile of the line.
 struct LatentLayout {
-  int group = 16, channel_warps = 0, line_warps = 0;
-  int sides = 1, parts = 1, passes_per_part = 1;
+  int group = 16, channel_warps = 0, line_warps = 0, split = 1;
   size_t shared = 0;
   int threads() const { return 32 * channel_warps * line_warps; }
 };
@@ -20,7 +19,6 @@ struct LatentLayout {
 // The layout that the cost model expects to be fastest; channel_warps is 0 if none fits into shared memory.
 LatentLayout latent_layout(const LineScanShape& shape);
 cudaError_t latent_forward_with(const LatentForward& call, const LatentLayout& layout, void* workspace, cudaStream_t stream);
-size_t latent_workspace(const LatentForward& call, const LatentLayout& layout);
 size_t latent_shared_bytes(const LineScanShape& shape, const LatentLayout& layout);
 
 }  // namespace cgspn::cuda

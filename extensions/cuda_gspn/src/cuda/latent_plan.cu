@@ -2,7 +2,8 @@
 #include <algorithm>
 
 #include "cgspn/latent_propagation_cuda.h"
-#include "latent_forward.cuh"
+#include "geometry.cuh"
+#include "latent_kernel.cuh"
 
 namespace cgspn::cuda {
 namespace {
@@ -21,56 +22,46 @@ Device current_device() {
   return d;
 }
 
-bool vertical(Direction direction) {
-  return direction == Direction::kTopBottom || direction == Direction::kBottomTop;
+// Microseconds, fitted to layouts of batch 1 to 32 and grids from 27 to 256 on an H100 (NOTES_latent.md). A line of the
+// kernel for few images takes 0.36 to 0.5 us in all of its layouts: the terms rank them.
+constexpr double kCall = 10, kLine = 0.251, kBorder = 0.1, kTile = 0.0728, kCopyIn = 0.0015, kCopyOut = 0.0137;
+constexpr double kShortCall = 8, kShortLine = 0.25, kShortWarp = 0.01, kShortSplit = 0.01, kShortChannels = 0.02;
+constexpr int kWarps = 8, kShortWarps = 12;
+
+int64_t num_blocks(const LatentLayout& l, const LineScanShape& s) {
+  return s.batch * (s.channels / (l.group * l.channel_warps)) * s.num_directions * l.split;
 }
-
-bool opposite(Direction a, Direction b) { return a != b && vertical(a) == vertical(b); }
-
-// Whether the directions are pairs of opposite ones, one behind the other.
-bool paired(const LineScanShape& s) {
-  for (int d = 0; d + 1 < s.num_directions; d += 2) {
-    if (!opposite(s.directions[d], s.directions[d + 1])) return false;
-  }
-  return s.num_directions % 2 == 0;
-}
-
-// Microseconds, fitted to batch 1 to 32 of grids from 27 to 256 on an H100 (NOTES_latent.md).
-constexpr double kLine = 0.41, kTile16 = 0.142, kTile8 = 0.065, kLongest8 = 0.066, kCopyIn = 0.0013, kCopyOut = 0.0033;
-constexpr double kSum = 4.0, kMeeting = 3.0, kBytesPerUs = 2.7e6;
 
 double line_cost(const LatentLayout& l, const LineScanShape& s, int length) {
-  const int tiles = (length + 7) / 8, share = tiles / l.line_warps, extra = tiles % l.line_warps;
-  int scheduler[4] = {}, longest = 0;
-  for (int w = 0; w < l.channel_warps * l.line_warps; ++w) {
-    const int own = share + (w / l.channel_warps < extra);
-    scheduler[w % 4] += own;
-    longest = std::max(longest, own);
+  const int tiles = ((length + 7) / 8 + l.split - 1) / l.split, positions = std::min(length, tiles * 8);
+  if (l.group == 8) {
+    return kShortLine + kShortWarp * (l.threads() / 32) + kShortSplit * l.split + kShortChannels * l.channel_warps;
   }
-  const int busiest = *std::max_element(scheduler, scheduler + 4);
-  const double tile = l.group == 16 ? kTile16 * busiest : kTile8 * busiest + kLongest8 * longest;
-  const double out = kCopyOut * l.sides * l.channel_warps * l.group / 64.0, in = kCopyIn * static_cast<double>(s.channels) / 64.0;
-  return kLine + tile + length * (in + out);
+  const int share = tiles / l.line_warps, extra = tiles % l.line_warps;
+  int scheduler[4] = {};
+  for (int w = 0; w < l.channel_warps * l.line_warps; ++w) scheduler[w % 4] += share + (w / l.channel_warps < extra);
+  const double out = kCopyOut * l.channel_warps * l.group / 64.0, in = kCopyIn * static_cast<double>(s.channels) / 64.0;
+  return kLine + (l.split > 1 ? kBorder : 0.0) + kTile * *std::max_element(scheduler, scheduler + 4) + positions * (in + out);
 }
 
 double cost(const LatentLayout& l, const LineScanShape& s, int multiprocessors) {
-  const int64_t blocks = s.batch * (s.channels / (l.group * l.channel_warps)) * l.parts * l.sides;
-  const double waves = static_cast<double>((blocks + multiprocessors - 1) / multiprocessors);
+  // Clusters lie within a part of the device, where large ones leave multiprocessors over.
+  const int64_t resident = int64_t{multiprocessors} / l.split * l.split - (l.split >= 4 ? l.split * l.split / 2 : 0);
+  const double waves = static_cast<double>((num_blocks(l, s) + resident - 1) / resident);
   double scan = 0;
   for (int d = 0; d < s.num_directions; ++d) {
-    const double lines = static_cast<double>(vertical(s.directions[d]) ? s.height : s.width);
-    const int length = static_cast<int>(vertical(s.directions[d]) ? s.width : s.height);
-    const double time = lines * line_cost(l, s, length);
-    scan = l.sides == 2 ? scan + time / 2 : std::max(scan, time);
+    const double lines = static_cast<double>(num_lines(s, s.directions[d]));
+    scan = std::max(scan, lines * line_cost(l, s, static_cast<int>(line_length(s, s.directions[d]))));
   }
-  const double bytes = 2.0 * static_cast<double>(s.batch * s.height * s.width * s.channels);
-  const double sum = l.parts == 1 ? 0 : kSum + (l.parts + 1) * bytes / kBytesPerUs;
-  return waves * scan + sum + (l.sides == 2 ? kMeeting * l.passes_per_part : 0);
+  return (l.group == 8 ? kShortCall : kCall) + waves * scan;
 }
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-bool dense_channels(const ImageView& v) { return v.c == 1 && v.b % 8 == 0 && v.h % 8 == 0 && v.w % 8 == 0 && aligned(v.data); }
+template <typename View>
+bool dense_channels(const View& v) {
+  return v.c == 1 && v.b % 8 == 0 && v.h % 8 == 0 && v.w % 8 == 0 && aligned(v.data);
+}
 
 }  // namespace
 
@@ -80,29 +71,30 @@ LatentLayout search(const LineScanShape& s, const Device& device) {
   LatentLayout best;
   if (device.major < 9) return best;
   double best_cost = 0;
-  for (int group = 8; group <= 16; group += 8) {
-    const int groups = static_cast<int>(s.channels) / group;
-    for (int channel_warps = 1; channel_warps <= std::min(groups, 12); ++channel_warps) {
+  const auto consider = [&](LatentLayout l) {
+    l.shared = latent_shared_bytes(s, l);
+    if (l.shared > static_cast<size_t>(device.shared)) return;
+    const double expected = cost(l, s, device.multiprocessors);
+    // Of equal layouts the one with more warps.
+    if (best.channel_warps == 0 || expected <= best_cost) {
+      best = l;
+      best_cost = expected;
+    }
+  };
+  for (int group = 16; group >= 8; group -= 8) {
+    const int groups = static_cast<int>(s.channels) / group, warps = group == 16 ? kWarps : kShortWarps;
+    for (int channel_warps = 1; channel_warps <= std::min(groups, warps); ++channel_warps) {
       if (groups % channel_warps != 0) continue;
-      for (int line_warps = 1; channel_warps * line_warps <= (group == 16 ? 8 : 12); ++line_warps) {
-        // The cost model knows blocks of 8 warps and more; one warp a scheduler hides no latency.
-        if (channel_warps * line_warps < 6) continue;
-        for (int sides = 1; sides <= (paired(s) ? 2 : 1); ++sides) {
-          LatentLayout l;
-          l.group = group;
-          l.channel_warps = channel_warps;
-          l.line_warps = line_warps;
-          l.sides = sides;
-          l.parts = sides == 2 ? 1 : s.num_directions;
-          l.passes_per_part = sides == 2 ? s.num_directions / 2 : 1;
-          l.shared = latent_shared_bytes(s, l);
-          if (l.shared > static_cast<size_t>(device.shared)) continue;
-          const double expected = cost(l, s, device.multiprocessors);
-          // Of equal layouts the one with more warps.
-          if (best.channel_warps == 0 || expected <= best_cost) {
-            best = l;
-            best_cost = expected;
-          }
+      for (int split = 1; split <= 8; split *= 2) {
+        LatentLayout l{group, channel_warps, 0, split};
+        if (group == 8) {
+          l.line_warps = latent_positions(s, split) / 8;
+          if (channel_warps * l.line_warps <= warps) consider(l);
+          continue;
+        }
+        // One warp a scheduler hides no latency; large clusters were slower wherever they were measured.
+        for (l.line_warps = 1; channel_warps * l.line_warps <= warps; ++l.line_warps) {
+          if (channel_warps * l.line_warps >= 6 && split <= 2) consider(l);
         }
       }
     }
@@ -143,8 +135,6 @@ bool latent_forward_supported(const LatentForward& call) {
   if (!dense_channels(call.x) || !dense_channels(call.y) || !aligned(call.weight)) return false;
   return latent_layout(s).channel_warps > 0;
 }
-
-size_t latent_forward_workspace(const LatentForward& call) { return latent_workspace(call, latent_layout(call.shape)); }
 
 cudaError_t latent_forward(const LatentForward& call, void* workspace, cudaStream_t stream) {
   return latent_forward_with(call, latent_layout(call.shape), workspace, stream);

@@ -111,6 +111,7 @@ __device__ __forceinline__ uint32_t choose_pivot(const float (&v)[4]) {
 template <typename T, int kOutputs>
 __global__ void __launch_bounds__(kWarps * 32, 1) layer_norm_linear_kernel(const Params p) {
   constexpr int kN8 = kOutputs / 8;
+  allow_next_kernel();
   extern __shared__ __align__(128) char shared[];
   char* folded = shared;
   float* column_sum = reinterpret_cast<float*>(shared + weight_bytes<kOutputs>(p.channels));

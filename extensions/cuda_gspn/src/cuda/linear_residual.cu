@@ -1,9 +1,10 @@
 // A linear layer from a narrow space, its bias, LayerScale and the residual, in one pass over x.
 //
-// A block keeps the whole weight in shared memory. A warp takes 16 tokens and a part of their channels at a time: it loads
-// the tokens' h into registers, then streams x in steps of 64 channels through its ring (token_tiles.cuh), adds the tensor
-// cores' products to it in place and writes it out in 16-byte pieces. Memory traffic per token: x once, y once, h once
-// (and again from L2 for every further part); the weight once a block, from L2. No barrier after the first.
+// A block keeps the whole weight in shared memory. A warp takes 16 tokens and a share of their channels at a time: it loads
+// the tokens' h into registers, its parts added up and rounded, then streams x in steps of 64 channels through its ring
+// (token_tiles.cuh), adds the tensor cores' products to it in place and writes it out in 16-byte pieces. Memory traffic per
+// token: x once, y once, h once (and again from L2 for every further share); the weight once a block, from L2. No barrier
+// after the first.
 #include "cgspn/token_linear_cuda.h"
 #include "dispatch.cuh"
 #include "numerics.cuh"
@@ -18,7 +19,7 @@ struct Params {
   const char *h, *weight, *bias, *scale, *x;
   char* y;
   int64_t tokens;
-  int channels, parts;
+  int channels, shares, h_parts;
   unsigned* counter;
 };
 
@@ -53,27 +54,29 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_residual_kernel(const P
     copy_async(weight + weight_offset<kInputs>(i / (kInputs / 8), i % (kInputs / 8)), p.weight + int64_t(i) * 16);
   }
   commit_copies();
+  await_previous_kernel();
 
-  const unsigned num_tasks = static_cast<unsigned>((p.tokens + kRows - 1) / kRows * p.parts);
-  const int num_columns = p.channels / kColumns / p.parts;
+  const unsigned num_tasks = static_cast<unsigned>((p.tokens + kRows - 1) / kRows * p.shares);
+  const int num_columns = p.channels / kColumns / p.shares;
   const int64_t stride = int64_t(p.channels) * 2;
 
-  // The first slot of a task holds h, the others 64 channels of x each.
+  // The first slots of a task hold the parts of h, the others 64 channels of x each.
   Tasks tasks(p.counter, warp * gridDim.x + blockIdx.x, gridDim.x * kWarps);
   unsigned load_task = tasks.take();
-  int load_column = -1, load_slot = 0;
+  int load_column = -p.h_parts, load_slot = 0;
   const auto load_next = [&] {
     if (lane == 0) slot_task[load_slot] = load_task;
     if (load_task < num_tasks) {
       const uint32_t to = ring + load_slot * kSlotBytes;
-      const int64_t token = int64_t(load_task / p.parts) * kRows;
+      const int64_t token = int64_t(load_task / p.shares) * kRows;
       if (load_column < 0) {
-        load_rows(to, p.h, token, p.tokens, kInputs * 2, kInputs / 8, lane);
+        const int64_t row = int64_t(p.h_parts) * kInputs * 2;
+        load_rows(to, p.h + (load_column + p.h_parts) * kInputs * 2, token, p.tokens, row, kInputs / 8, lane);
       } else {
-        const int column = load_task % p.parts * num_columns + load_column;
+        const int column = load_task % p.shares * num_columns + load_column;
         load_rows(to, p.x + column * kRowBytes, token, p.tokens, stride, 8, lane);
       }
-      if (++load_column == num_columns) load_column = -1, load_task = tasks.take();
+      if (++load_column == num_columns) load_column = -p.h_parts, load_task = tasks.take();
     }
     commit_copies();
     if (++load_slot == kStages) load_slot = 0;
@@ -102,11 +105,36 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_residual_kernel(const P
     const unsigned task = slot_task[slot];
     if (task >= num_tasks) break;
     uint32_t a[kSteps][4];
-    const uint32_t h_at = ring + next_slot();
+    const auto load_part = [&] {
+      const uint32_t at = ring + next_slot();
 #pragma unroll
-    for (int k = 0; k < kSteps; ++k) load_matrices(a[k], h_at + slot_offset(a_row, k * 2 + a_chunk));
-    const int64_t token = int64_t(task / p.parts) * kRows + (lane >> 3);
-    const int first = task % p.parts * num_columns;
+      for (int k = 0; k < kSteps; ++k) load_matrices(a[k], at + slot_offset(a_row, k * 2 + a_chunk));
+    };
+    load_part();
+    if (p.h_parts > 1) {
+      float sum[kSteps][4][2] = {};
+      for (int part = 1;; ++part) {
+#pragma unroll
+        for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float v[2];
+            unpack_word(a[k][i], v, T());
+            sum[k][i][0] += v[0];
+            sum[k][i][1] += v[1];
+          }
+        }
+        if (part == p.h_parts) break;
+        load_part();
+      }
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[k][i] = pack_word(sum[k][i], T());
+      }
+    }
+    const int64_t token = int64_t(task / p.shares) * kRows + (lane >> 3);
+    const int first = task % p.shares * num_columns;
     char* out = p.y + token * stride + first * kRowBytes + (lane & 7) * 16;
     const int64_t left = p.tokens - token;
     for (int column = first; column < first + num_columns; ++column, out += kRowBytes) {
@@ -155,17 +183,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1) linear_residual_kernel(const P
   }
 }
 
-// Parts of a row that are tasks of their own: fine enough for an even end, coarse enough to load h seldom.
-int row_parts(int64_t channels) {
+// Shares of a row that are tasks of their own: fine enough for an even end, coarse enough to load h seldom.
+int row_shares(int64_t channels) {
   const int64_t columns = channels / kColumns;
-  for (int parts : {3, 2}) {
-    if (columns % parts == 0 && columns / parts >= 4) return parts;
+  for (int shares : {3, 2}) {
+    if (columns % shares == 0 && columns / shares >= 4) return shares;
   }
   return 1;
 }
 
 int64_t num_tasks(const LinearResidual& call) {
-  return (call.tokens + kRows - 1) / kRows * row_parts(call.channels);
+  return (call.tokens + kRows - 1) / kRows * row_shares(call.channels);
 }
 
 template <typename T, int kInputs, bool kScaled>
@@ -173,9 +201,9 @@ cudaError_t launch(const LinearResidual& call, void* workspace, cudaStream_t str
   const auto kernel = linear_residual_kernel<T, kInputs, kScaled>;
   const auto bytes = [](const void* p) { return static_cast<const char*>(p); };
   Params p{bytes(call.h), bytes(call.weight), bytes(call.bias), bytes(call.scale), bytes(call.x),
-           static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), 1, nullptr};
-  p.parts = row_parts(call.channels);
-  return launch_tasks(kernel, p, shared_bytes<kInputs, kScaled>(p.channels), num_tasks(call), workspace, stream);
+           static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), row_shares(call.channels),
+           static_cast<int>(call.parts), nullptr};
+  return launch_tasks(kernel, p, shared_bytes<kInputs, kScaled>(p.channels), num_tasks(call), workspace, stream, call.early);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "async.cuh"
+#include "channels_last_plan.cuh"
 
 namespace cgspn::cuda {
 
@@ -81,18 +82,20 @@ cudaError_t resident_blocks(Kernel kernel, int threads, size_t shared, int& bloc
   return blocks ? cudaSuccess : cudaErrorNotSupported;
 }
 
-// Launches as many blocks as are resident; a counter in `workspace` balances them where warps have several tasks each.
-template <typename Kernel, typename Params>
-cudaError_t launch_tasks(Kernel kernel, Params& params, size_t shared, int64_t tasks, void* workspace, cudaStream_t stream) {
+// Launches as many blocks as are resident; a counter in `workspace` balances them where warps have several tasks each. `early`:
+// the counter is 0 already, and the kernel itself waits for the one before it.
+template <typename Params>
+cudaError_t launch_tasks(void (*kernel)(const Params), Params& params, size_t shared, int64_t tasks, void* workspace,
+                         cudaStream_t stream, bool early = false) {
   int blocks = 0;
   if (cudaError_t e = resident_blocks(kernel, kWarps * 32, shared, blocks)) return e;
   blocks = static_cast<int>(std::min<int64_t>(blocks, tasks));
   if (tasks > int64_t(2) * blocks * kWarps) {
     params.counter = static_cast<unsigned*>(workspace);
-    if (cudaError_t e = cudaMemsetAsync(workspace, 0, sizeof(unsigned), stream)) return e;
+    const cudaError_t e = early ? cudaSuccess : cudaMemsetAsync(workspace, 0, sizeof(unsigned), stream);
+    if (e != cudaSuccess) return e;
   }
-  kernel<<<blocks, kWarps * 32, shared, stream>>>(params);
-  return cudaGetLastError();
+  return launch_clusters(kernel, params, blocks, kWarps * 32, shared, 1, stream, early);
 }
 
 }  // namespace cgspn::cuda

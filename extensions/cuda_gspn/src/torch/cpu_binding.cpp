@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(cgspn, m) {
   m.def("row_stochastic(Tensor a, int[] directions) -> Tensor");
   m.def("row_stochastic_backward(Tensor dw, Tensor a, int[] directions) -> Tensor");
   // Their CPU kernels are compositions in Python.
+  m.def(
+      "latent_residual(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor down_weight, Tensor down_bias, Tensor weight, "
+      "Tensor bias, Tensor up_weight, Tensor up_bias, Tensor? scale, float eps, int[] directions, SymInt? chunk) -> Tensor");
   m.def("layer_norm_linear(Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor weight, Tensor bias, float eps) -> Tensor");
   m.def("linear_residual(Tensor h, Tensor weight, Tensor bias, Tensor? scale, Tensor x) -> Tensor");
 }

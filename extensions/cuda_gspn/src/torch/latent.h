@@ -70,7 +70,7 @@ Tensor latent_propagation(
   const Tensor y = output_like(x);
   if (x.numel() == 0) return y;
   call.x = image_view(x);
-  call.y = image_view(y);
+  call.y = output_view(y, true);
   const bool contiguous = weight.stride(1) == 1 && weight.stride(0) == shape.channels && bias.stride(0) == 1;
   if (contiguous) {
     call.weight = weight.data_ptr();
@@ -86,7 +86,7 @@ Tensor latent_propagation(
   scan.a = views.a;
   scan.lam = views.lam;
   scan.u = views.u;
-  scan.y = output_view(y, true);
+  scan.y = call.y;
   backend.line_scan_forward(scan);
   return y;
 }
