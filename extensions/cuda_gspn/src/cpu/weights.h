@@ -46,8 +46,8 @@ inline Triple<T> normalize(const Triple<T>& a, const Ends<T>& ends) {
   if constexpr (kAtEnd) e = e.masked(ends, T(1));
   Triple<T> p{e.here * e.after, e.before * e.after, e.before * e.here};
   if constexpr (kAtEnd) p = p.masked(ends, T(0));
-  const Vec<T> scale = T(1) / (p.before + p.here + p.after);
-  return {p.before * scale, p.here * scale, p.after * scale};
+  const Vec<T> sum = p.before + p.here + p.after;
+  return {p.before / sum, p.here / sum, p.after / sum};
 }
 
 // dot(normalize(a), h) with one division by the sum of the products. Every e is scaled by 2^-20, so that products of
@@ -85,8 +85,8 @@ inline WeightsAndSlopes<T> normalize_with_slopes(const Triple<T>& a, const Ends<
   const Triple<T> one_minus_s{p.before * all * q.before * kScale, p.here * all * q.here * kScale,
                               p.after * all * q.after * kScale};
   if constexpr (kAtEnd) p = p.masked(ends, T(0));
-  const Vec<T> scale = T(1) / (p.before + p.here + p.after);
-  const Triple<T> w{p.before * scale, p.here * scale, p.after * scale};
+  const Vec<T> sum = p.before + p.here + p.after;
+  const Triple<T> w{p.before / sum, p.here / sum, p.after / sum};
   const auto slope = [](Vec<T> logit, Vec<T> value) { return logit < kLogitMin<T> ? Vec<T>{} : value; };
   return {w,
           {slope(a.before, w.before * one_minus_s.before), slope(a.here, w.here * one_minus_s.here),
