@@ -315,6 +315,8 @@ def test_interrupted_features_keep_what_was_computed(run_folder, pictures, tmp_p
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Started in the background, this process may ignore SIGINT, which children inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > 10_000 for path in tmp_path.glob(".f.npz-*")):

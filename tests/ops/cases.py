@@ -11,7 +11,7 @@ from cgspn.ops import line_scan, line_scan_ref
 from cgspn.ops.directions import DIRECTIONS
 
 NAMES = ("x", "a", "lam", "u")
-LAYOUTS = ("contiguous", "channels_last", "generated", "sliced", "expanded")
+LAYOUTS = ("contiguous", "channels_last", "generated", "sliced", "expanded", "padded")
 LOGITS = ("equal", "one hot", "borders")
 MEANS = (-80.0, -20.0, -8.0, -4.0, 0.0, 4.0, 8.0, 20.0, 80.0)
 
@@ -99,6 +99,10 @@ def lay_out(t: Tensor, layout: str) -> Tensor:
         rows = last.flatten(3)
         wide = torch.nn.functional.pad(rows, (3, 2), value=torch.nan)
         return wide[..., 3:-2].unflatten(3, last.shape[3:]).movedim((1, 2), (-2, -1))
+    if layout == "padded":  # rows begin at whole 16 bytes, whatever they hold
+        rows = last.flatten(3)
+        wide = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % 8), value=torch.nan)
+        return wide[..., : rows.shape[-1]].unflatten(3, last.shape[3:]).movedim((1, 2), (-2, -1))
     if layout == "sliced":
         wide = torch.full((*t.shape[:-1], 2 * t.shape[-1]), torch.nan, dtype=t.dtype, device=t.device)
         wide[..., ::2] = t
@@ -160,6 +164,16 @@ CASES = [
         for r in ("sum", "none")
     ),
     *(Case((2, 9, 8, 11), affinity_channels=1, layout=layout) for layout in LAYOUTS),
+    *(  # one affinity for all channels, read by bulk copies where there are such
+        Case(shape, directions=directions, affinity_channels=1, layout="padded", chunk=chunk, normalize=n)
+        for shape, directions, chunk, n in (
+            ((2, 8, 7, 11), DIRECTIONS, None, True),
+            ((1, 64, 13, 6), DIRECTIONS, 4, True),
+            ((2, 24, 9, 9), ("rl", "tb", "bt"), None, True),
+            ((3, 16, 5, 37), ("lr",), 2, True),
+            ((2, 32, 6, 70), ("bt", "tb"), None, False),
+        )
+    ),
     *(Case((2, c, 8, 11), normalize=False, layout=layout) for c in (1, 9) for layout in LAYOUTS[:3]),
     *(
         Case((2, 9, 8, 11), gates=g, layout="generated")

@@ -20,6 +20,7 @@ LONG = [  # lines beyond a block of threads, beyond a cluster of blocks and beyo
     Case((1, 8, 2, 30000), directions=("bt", "tb"), layout="channels_last"),
     Case((1, 1, 70000, 2), directions=("lr", "rl"), layout="channels_last"),
     Case((1, 3, 2, 70000), directions=("tb",), affinity_channels=1),
+    Case((1, 64, 3, 700), affinity_channels=1, layout="padded"),
 ]
 
 

@@ -10,6 +10,7 @@ from cgspn.operators.linear import linear
 from cgspn.ops import latent_propagation, line_scan
 from cgspn.ops.directions import direction_codes, is_vertical
 from cgspn.ops.latent_propagation import split_parameters, use_latent_propagation
+from cgspn.ops.layout import pad_logits
 
 Direction = Literal["tb", "bt", "lr", "rl"]
 
@@ -79,7 +80,13 @@ class Propagation(nn.Module):
         Returns:
             ``a`` (B, D, 3, Ca, H, W), ``lam`` and ``u`` (B, D, C, H, W), views of one channels-last tensor.
         """
-        a, lam, u = split_parameters(self.generate(features), len(self.directions), self.affinity_dim)
+        num, generate = len(self.directions), self.generate
+        if self.affinity_dim == 1 and features.is_cuda:
+            weight, bias, padding = pad_logits(generate.weight, generate.bias, num)
+            p = nn.functional.linear(features, weight, bias)
+        else:
+            padding, p = 0, generate(features)
+        a, lam, u = split_parameters(p, num, self.affinity_dim, padding)
         if self.gates == "sigmoid":
             lam, u = lam.sigmoid(), u.sigmoid()
         return a, lam, u

@@ -67,20 +67,23 @@ def latent_propagation(
     return line_scan(x.to(p.dtype), a, lam, u, directions=directions, chunk=chunk)
 
 
-def split_parameters(p: Tensor, num_directions: int, affinity_channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_parameters(
+    p: Tensor, num_directions: int, affinity_channels: int, padding: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Views of a linear layer's rows as a line scan's parameters.
 
     Args:
         p: Shape (B, H, W, rows), rows ``[a (D, 3, Ca) | lam (D, C) | u (D, C)]``.
         num_directions: D.
         affinity_channels: Ca, 1 or C.
+        padding: Rows between ``a`` and ``lam`` that mean nothing, as :func:`cgspn.ops.layout.pad_logits` adds them.
 
     Returns:
         ``a`` (B, D, 3, Ca, H, W), ``lam`` and ``u`` (B, D, C, H, W).
     """
     logits = 3 * num_directions * affinity_channels
-    gates = (p.shape[-1] - logits) // 2
-    a, lam, u = p.split((logits, gates, gates), dim=-1)
+    gates = (p.shape[-1] - logits - padding) // 2
+    a, _, lam, u = p.split((logits, padding, gates, gates), dim=-1)
     a = a.unflatten(-1, (num_directions, 3, affinity_channels)).permute(0, 3, 4, 5, 1, 2)
     lam, u = (
         g.unflatten(-1, (num_directions, gates // num_directions)).permute(0, 3, 4, 1, 2) for g in (lam, u)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from cgspn.ops.layout import strides_like
+from cgspn.ops.layout import pad_logits, strides_like
 from cgspn.ops.registration import (
     OptionalTensor,
     absent,
@@ -93,30 +93,37 @@ def _backward(
     # element, would be rounded otherwise than the same values laid out as y.
     if dy.stride() != strides_like(x):
         dy = empty_like(x).copy_(dy)
+    batch, channels, height, width = x.shape
+    logits, padding = 3 * len(directions), 0
+    generate = weight, bias
+    if x.is_cuda and weight.shape[0] == logits + 2 * len(directions) * channels:
+        *generate, padding = pad_logits(weight, bias, len(directions))
     # Of the weight, and of the bias as if it multiplied ones; more columns of them so that rows stay aligned.
-    gradient = torch.zeros((weight.shape[0], weight.shape[1] + ONES), dtype=wide, device=x.device)
-    batch, _, height, width = x.shape
+    gradient = torch.zeros((weight.shape[0] + padding, channels + ONES), dtype=wide, device=x.device)
     image_bytes = height * width * weight.shape[0] * x.element_size()
     parts = math.ceil(batch / max(1, PARAMETER_BYTES // max(1, image_bytes)))
     images = max(1, math.ceil(batch / max(1, parts)))  # equal parts: a small last one would leave much idle
     for first in range(0, batch if x.numel() else 0, images):
         part = slice(first, first + images)
         pixels = x[part].permute(0, 2, 3, 1)
-        p = torch.nn.functional.linear(pixels, weight, bias)
+        p = torch.nn.functional.linear(pixels, *generate)
         dscan, dp = torch.ops.cgspn.latent_scan_backward(dy[part], x[part], p, directions, chunk)
         del p
         rows = dp.flatten(0, 2)
+        rows[:, logits : logits + padding] = 0
         if output_mask[0]:
             target = dx[part].permute(0, 2, 3, 1)
             through_scan = dscan.permute(0, 2, 3, 1).flatten(0, 2)
             if target.is_contiguous():
-                torch.addmm(through_scan, rows, weight, out=target.view(through_scan.shape))
+                torch.addmm(through_scan, rows, generate[0], out=target.view(through_scan.shape))
             else:
-                target.copy_(torch.addmm(through_scan, rows, weight).view_as(target))
+                target.copy_(torch.addmm(through_scan, rows, generate[0]).view_as(target))
         if output_mask[1] or output_mask[2]:
             factors = torch.nn.functional.pad(pixels.flatten(0, 2), (0, ONES), value=1.0)
             gradient += _product(rows.T, factors, wide)
-    dweight, dbias = gradient[:, : weight.shape[1]], gradient[:, weight.shape[1]]
+    if padding:
+        gradient = torch.cat((gradient[:logits], gradient[logits + padding :]))
+    dweight, dbias = gradient[:, :channels], gradient[:, channels]
     wanted = ((weight, dweight, output_mask[1]), (bias, dbias, output_mask[2]))
     narrow = [empty_like(t).copy_(grad) if needed else absent(x) for t, grad, needed in wanted]
     return dx, narrow[0], narrow[1]

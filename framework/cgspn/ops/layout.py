@@ -72,3 +72,14 @@ def state_strides(x: Tensor) -> Strides:
     """Strides of the state (B, D, C, H, W) for x (B, C, H, W): directions slowest."""
     batch, *rest = strides_like(x)
     return (batch, torch.sym_max(x.numel(), 1), *rest)
+
+
+def pad_logits(weight: Tensor, bias: Tensor, num_directions: int) -> tuple[Tensor, Tensor, int]:
+    """Weight and bias with rows of zeros behind the logits that all channels share, and the number of these rows.
+
+    The kernels that load by bulk copies need every pixel's logits and gates to begin at whole 16 bytes.
+    """
+    logits = 3 * num_directions
+    padding = -logits % 8
+    padded = (torch.cat((t[:logits], t.new_zeros(padding, *t.shape[1:]), t[logits:])) for t in (weight, bias))
+    return *padded, padding

@@ -42,13 +42,17 @@ struct Sizes {
   int directions = 4;
   bool shared = false, channels_last = true, sum = true, normalize = true, keep_state = true;
   int64_t chunk = 0;
+  bool padded = false;  // unused values behind a pixel's logits, so that its gates begin at whole 16 bytes
 
   int64_t affinity_channels() const { return shared ? 1 : c; }
+  int64_t logits() const { return 3 * directions * affinity_channels(); }
+  int64_t padding() const { return padded ? (8 - logits() % 8) % 8 : 0; }
   int64_t pixels() const { return b * h * w; }
   std::string name() const {
     char text[128];
-    std::snprintf(text, sizeof text, "(%ld,%ld,%ld,%ld) D=%d%s%s%s%s%s chunk=%ld", static_cast<long>(b), static_cast<long>(c),
+    std::snprintf(text, sizeof text, "(%ld,%ld,%ld,%ld) D=%d%s%s%s%s%s%s chunk=%ld", static_cast<long>(b), static_cast<long>(c),
                   static_cast<long>(h), static_cast<long>(w), directions, shared ? " shared" : "",
+                  padded ? " padded" : "",
                   channels_last ? " channels-last" : " NCHW", sum ? "" : " unsummed", normalize ? "" : " weights",
                   keep_state ? "" : " recompute", static_cast<long>(chunk));
     return text;
@@ -79,7 +83,7 @@ struct Problem {
     gradients.resize(parameters.size());
   }
 
-  int64_t row() const { return sizes.directions * (3 * sizes.affinity_channels() + 2 * sizes.c); }
+  int64_t row() const { return sizes.logits() + sizes.padding() + 2 * sizes.directions * sizes.c; }
 
   cgspn::LineScanShape shape() const {
     cgspn::LineScanShape shape;
@@ -123,8 +127,8 @@ struct Problem {
 
   // which: 0 for lam, 1 for u.
   cgspn::DirectionView gate(T* data, int which) const {
-    const int64_t a = sizes.directions * 3 * sizes.affinity_channels(), c = sizes.c, h = sizes.h, w = sizes.w;
-    const int64_t before = a + which * sizes.directions * c;
+    const int64_t c = sizes.c, h = sizes.h, w = sizes.w;
+    const int64_t before = sizes.logits() + sizes.padding() + which * sizes.directions * c;
     if (sizes.channels_last) return {data + before, h * w * row(), c, 1, w * row(), row()};
     return {data + before * sizes.pixels(), sizes.directions * c * h * w, c * h * w, h * w, w, 1};
   }

@@ -42,7 +42,8 @@ bool check(const Sizes& sizes, const char* dtype, double tolerance) {
   Problem<T> p(sizes);
   p.run_on_cpu();
   const Device<T> x(p.x, true), parameters(p.parameters, true), dy(p.dy, true);
-  const Device<T> y(p.y, false), state(p.state, false), dx(p.dx, false), gradients(p.gradients, false);
+  const Device<T> y(p.y, false), state(p.state, false), dx(p.dx, false);
+  const Device<T> gradients(p.gradients, sizes.padded);  // the padding stays 0
   cudaStream_t stream;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   const auto forward = p.forward(x.get(), parameters.get(), y.get(), state.get());
@@ -85,6 +86,8 @@ int main(int argc, char** argv) {
     right &= check_dtypes({.b = 1, .c = 1, .h = 33, .w = 17, .directions = 2, .channels_last = channels_last});
   }
   right &= check_dtypes({.b = 2, .c = 64, .h = 12, .w = 19});
+  right &= check_dtypes({.b = 2, .c = 64, .h = 12, .w = 19, .shared = true, .padded = true});
+  right &= check_dtypes({.b = 1, .c = 16, .h = 300, .w = 6, .directions = 3, .shared = true, .chunk = 7, .padded = true});
   right &= check_dtypes({.b = 1, .c = 64, .h = 8, .w = 74, .directions = 3, .chunk = 3});
   right &= check_dtypes({.b = 1, .c = 16, .h = 5, .w = 9, .keep_state = false});
   right &= check_dtypes({.b = 1, .c = 16, .h = 5, .w = 9, .directions = 1, .sum = false, .normalize = false});

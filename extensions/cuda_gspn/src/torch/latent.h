@@ -32,15 +32,17 @@ inline LineScanShape scan_shape(
   return shape;
 }
 
-inline void set_affinity(const char* op, LineScanShape& shape, int64_t rows) {
-  const int64_t d = shape.num_directions, per_channel = 5 * d * shape.channels, shared = d * (2 * shape.channels + 3);
-  if (rows != per_channel && rows != shared) {
+inline void set_affinity(const char* op, LineScanShape& shape, int64_t rows, bool may_be_padded = false) {
+  const int64_t d = shape.num_directions, per_channel = 5 * d * shape.channels, gates = 2 * d * shape.channels;
+  const int64_t shared = 3 * d + gates, padded = (3 * d + 7) / 8 * 8 + gates;
+  if (rows != per_channel && rows != shared && !(may_be_padded && rows == padded)) {
     fail(op, "needs ", per_channel, " or, sharing the affinity, ", shared, " rows of parameters, got ", rows);
   }
   shape.affinity_channels = rows == per_channel ? shape.channels : 1;
 }
 
-// The rows [a (D, 3, Ca) | lam (D, C) | u (D, C)] of p (B, H, W, rows) as a scan's parameters.
+// The rows [a (D, 3, Ca) | lam (D, C) | u (D, C)] of p (B, H, W, rows) as a scan's parameters; unused ones may lie
+// between the logits that all channels share and the gates, so that these are aligned.
 struct ParameterViews {
   AffinityView a;
   DirectionView lam, u;
@@ -49,8 +51,9 @@ struct ParameterViews {
     const int64_t b = p.stride(0), h = p.stride(1), w = p.stride(2), row = p.stride(3);
     const auto at = [&](int64_t first) { return static_cast<char*>(p.data_ptr()) + first * row * p.element_size(); };
     a = {at(0), b, 3 * ca * row, ca * row, ca == 1 ? 0 : row, h, w};
-    lam = {at(3 * d * ca), b, c * row, row, h, w};
-    u = {at(3 * d * ca + d * c), b, c * row, row, h, w};
+    const int64_t rows = p.size(3);
+    lam = {at(rows - 2 * d * c), b, c * row, row, h, w};
+    u = {at(rows - d * c), b, c * row, row, h, w};
   }
 };
 
@@ -99,7 +102,7 @@ std::tuple<Tensor, Tensor> latent_scan_backward(
   const char* op = "latent_scan_backward";
   LineScanShape shape = scan_shape(op, x, directions, chunk);
   const int64_t rows = p.dim() == 4 ? p.size(3) : -1;
-  set_affinity(op, shape, rows);
+  set_affinity(op, shape, rows, true);
   check_like(op, "dy", dy, sizes_of(x), x);
   check_like(op, "p", p, {shape.batch, shape.height, shape.width, rows}, x);
   Backend backend(x);

@@ -6,6 +6,9 @@
 // borders, one barrier a line. The state of the line before comes in a tile that holds the neighbouring blocks'
 // border positions too. Weights, slopes and u dy of the next line are computed before the barrier.
 // Traffic per element and direction: reads x, 3 logits, lam, u, dy, h; writes 3 da, dlam, du and the running dx.
+//
+// One affinity for all channels: a block holds all of them, the threads of a position add up their g h, and the first
+// makes the gradients of the logits.
 #include <algorithm>
 
 #include "cuda/async.cuh"
@@ -21,10 +24,10 @@
 namespace cgspn::cuda {
 namespace {
 
-// Tiles of a stage; the three neighbours' logits come first, the state with its borders last.
-enum Tile { kLogits = 0, kLam = 3, kU, kX, kDy, kPartial, kState, kTiles = kState };
+// Tiles of a stage behind the logits; the state with its borders comes last.
+enum Tile { kLam = 0, kU, kX, kDy, kPartial, kState, kTiles = kState };
 
-constexpr BulkDemand kDemand = {.tiles = kTiles,
+constexpr BulkDemand kDemand = {.tiles = kLogitTiles + kTiles,
                                 .wide_tiles = 1,
                                 .exchanged = 2,
                                 .threads = {0, 0, 736, 0, 480, 0, 0, 0, 352},
@@ -41,6 +44,8 @@ constexpr BulkDemand kDemand = {.tiles = kTiles,
                                 .segment = {2.73, 2.99, 1.53},
                                 .narrow_stores = 2.12,
                                 .sharpness = 3.95};
+constexpr BulkDemand kSharedDemand[2] = {shared_affinity_demand(kDemand, 2, true),
+                                         shared_affinity_demand(kDemand, 4, true)};
 
 struct Pass {
   CUtensorMap x, a, lam, u, dy, state, partial;
@@ -48,6 +53,7 @@ struct Pass {
   const char* last_state;  // of the scan's last line, first position
   bool vertical, reversed, accumulate, has_lam, has_u;
   int lines, length, positions;
+  int logits_at;  // of the direction in a position's shared logits, in bytes
 };
 
 // Strides in bytes. Passes are numbered [part][pass of the part][side].
@@ -58,9 +64,21 @@ struct Params {
   unsigned* counters;  // zeroed, one a task; used with two sides
   int chunk;
   int groups, vectors, slices, parts, passes_per_part, sides, split, positions, stages;
+  int logit_bytes;  // of a position, where all channels share them
 };
 
-template <typename T, int N, bool kNormalize, bool kCluster>
+// Adds the first channel's values of all threads of a position, and of all their channels, in a fixed order.
+template <int N>
+__device__ __forceinline__ void add_over_channels(float (&v)[3][N], int per_position) {
+#pragma unroll
+  for (int k = 0; k < 3; ++k) {
+#pragma unroll
+    for (int c = 1; c < N; ++c) v[k][0] += v[k][c];
+    for (int apart = per_position / 2; apart > 0; apart /= 2) v[k][0] += __shfl_xor_sync(0xffffffffu, v[k][0], apart);
+  }
+}
+
+template <typename T, int N, bool kNormalize, bool kCluster, bool kShared>
 __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     bulk_backward_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -68,6 +86,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
   constexpr int kUnits = N * 4 / sizeof(Unit);
   constexpr int kUnitLanes = N / kUnits;
   constexpr int kBytes = N * sizeof(T);
+  constexpr int kLogits = kShared ? shared_logit_tiles(sizeof(T)) : kLogitTiles;
+  constexpr int kWeights = kShared ? 1 : N;
   extern __shared__ __align__(1024) unsigned char shared[];
 
   const bool producer = threadIdx.x >= blockDim.x - 32;
@@ -88,7 +108,7 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
   const int image = task / p.groups;
 
   const uint32_t shared_at = shared_address(shared);
-  const BulkShared at(p.vectors, p.positions, p.stages, kTiles, 1, exchange_bytes(p.positions, per_position, N, 2));
+  const BulkShared at(p.vectors, p.positions, p.stages, kLogits + kTiles, 1, exchange_bytes(p.positions, per_position, N, 2));
   const int row_bytes = p.vectors * 16;
   const uint32_t full = shared_at + at.barriers;      // [stage]
   const uint32_t all_sent = full + 8 * p.stages;          // [stage]: every warp has sent the line's messages
@@ -108,8 +128,9 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     for (int b = 0; b < 5; ++b) barrier_init(late + 8 * b);
     fence_barrier_init();
   }
-  fill_absent_gates<T>(shared, at, p.stages, p.positions * p.vectors, p.passes[0].has_lam ? -1 : int{kLam},
-                       p.passes[0].has_u ? -1 : int{kU});
+  const int operands_at = kLogits * at.tile;
+  fill_absent_gates<T>(shared + operands_at, at, p.stages, p.positions * p.vectors,
+                       p.passes[0].has_lam ? -1 : int{kLam}, p.passes[0].has_u ? -1 : int{kU});
 
   uint32_t left_phase = 0, right_phase = 0;  // one bit per line parity
   uint32_t late_phase = 0;
@@ -142,6 +163,7 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     if (producer) {
       const bool issues = threadIdx.x % 32 == 0 && block_active;
       const int tile_bytes = pass.positions * row_bytes;
+      const int logit_bytes = kShared ? pass.positions * p.logit_bytes : 3 * tile_bytes;
       bool met = false;
       const auto line_of = [&](int step) { return pass.reversed ? step : lines - 1 - step; };
       const auto adds = [&](int step) { return pass.dx != nullptr && (step < middle ? accumulate : met); };
@@ -151,12 +173,17 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
           barrier_arrive(full + 8 * to_stage);
           return;
         }
-        const uint32_t barrier = full + 8 * to_stage, to = shared_at + to_stage * at.stage_bytes;
+        const uint32_t barrier = full + 8 * to_stage, logits_to = shared_at + to_stage * at.stage_bytes;
+        const uint32_t to = logits_to + operands_at;
         const int line = line_of(step);
         const bool partial = adds(step), before = step + 1 < lines;
-        barrier_expect(barrier, (5 + pass.has_lam + pass.has_u + partial) * tile_bytes +
+        barrier_expect(barrier, logit_bytes + (2 + pass.has_lam + pass.has_u + partial) * tile_bytes +
                                     (before ? tile_bytes + 2 * row_bytes : 0));
-        load_affinity_tile(to, &pass.a, first_channel, first_position, line, image, barrier, kEvictFirst);
+        if constexpr (kShared) {
+          load_tile(logits_to, &pass.a, 0, first_position, line, image, barrier, kEvictFirst);
+        } else {
+          load_affinity_tile(logits_to, &pass.a, first_channel, first_position, line, image, barrier, kEvictFirst);
+        }
         load_tile(to + kDy * at.tile, &pass.dy, first_channel, first_position, line, image, barrier, kEvictFirst);
         load_tile(to + kX * at.tile, &pass.x, first_channel, first_position, line, image, barrier, kEvictFirst);
         if (pass.has_lam) {
@@ -190,8 +217,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
             barrier_expect(late, count * tile_bytes);
             RingPlace at_line = here;
             for (int s = 0; s < count; ++s) {
-              load_tile(shared_at + at_line.stage * at.stage_bytes + kPartial * at.tile, &pass.partial, first_channel,
-                        first_position, line_of(step + s), image, late, kEvictFirst);
+              load_tile(shared_at + operands_at + at_line.stage * at.stage_bytes + kPartial * at.tile, &pass.partial,
+                        first_channel, first_position, line_of(step + s), image, late, kEvictFirst);
               at_line.advance(stages);
             }
           }
@@ -232,12 +259,15 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
                 pass.reversed ? stride : -stride};
       };
       Walker dx = walk(pass.dx, p.dx_stride), da = walk(pass.da, p.da_stride);
+      if (kShared && da.at != nullptr) da.at -= sub * kBytes;
       Walker dlam = walk(pass.dlam, p.dlam_stride), du = walk(pass.du, p.du_stride);
       const float left_mask = has_left ? 1.0f : 0.0f, right_mask = has_right ? 1.0f : 0.0f;
       const auto adds = [&](int step) { return accumulate || step >= middle; };
 
-      const unsigned char* const own = shared + place * row_bytes + slice_bytes + sub * kBytes;
-      const unsigned char* const own_logits = own + place * 2 * row_bytes;
+      const unsigned char* const own = shared + operands_at + place * row_bytes + slice_bytes + sub * kBytes;
+      const unsigned char* const own_logits =
+          shared + (kShared ? place * p.logit_bytes + pass.logits_at
+                            : place * 3 * row_bytes + slice_bytes + sub * kBytes);
       Words<kBytes> state_here = {};
       if (active && du.at != nullptr) {
         state_here = *reinterpret_cast<const Words<kBytes>*>(
@@ -245,9 +275,11 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
       }
 
       // A neighbour outside the line gets weight 0, whatever is read in its place.
-      const int logit_offset[3] = {has_left ? 0 : row_bytes, row_bytes, has_right ? 2 * row_bytes : row_bytes};
+      const int neighbour_bytes = kShared ? sizeof(T) : row_bytes;
+      const int logit_offset[3] = {has_left ? 0 : neighbour_bytes, neighbour_bytes,
+                                   has_right ? 2 * neighbour_bytes : neighbour_bytes};
       // Weights, weights times slopes of the normalisation, and the local part of g.
-      float w[3][N], sloped[3][N], g[N], kept_message[N];
+      float w[3][kWeights], sloped[3][kWeights], g[N], kept_message[N];
       const auto prepare = [&](int from) {
         const unsigned char* const operands = own + from * at.stage_bytes;
         const unsigned char* const logits = own_logits + from * at.stage_bytes;
@@ -256,23 +288,31 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
         unpack_words<T, N>(load_words<kBytes>(operands + kU * at.tile), gate);
 #pragma unroll
         for (int c = 0; c < N; ++c) g[c] *= gate[c];
-        Words<kBytes> raw[3];
+        bool below = false;
+        float logit[3][kWeights];
 #pragma unroll
-        for (int k = 0; k < 3; ++k) raw[k] = load_words<kBytes>(logits + logit_offset[k]);
-        if constexpr (kNormalize) {
-          bool below = false;
+        for (int k = 0; k < 3; ++k) {
+          if constexpr (kShared) {
+            logit[k][0] = load_logit<T, false>(logits + logit_offset[k]);
+            w[k][0] = load_logit<T, kNormalize>(logits + logit_offset[k]);
+            below |= logit[k][0] < kLogitFloor;
+          } else {
+            const Words<kBytes> raw = load_words<kBytes>(logits + logit_offset[k]);
+            Words<kBytes> clamped = raw;
+            if constexpr (kNormalize) {
 #pragma unroll
-          for (int k = 0; k < 3; ++k) {
-            Words<kBytes> clamped = raw[k];
-#pragma unroll
-            for (int i = 0; i < kBytes / 4; ++i) {
-              below |= word_below_floor<T>(raw[k].words[i]);
-              clamped.words[i] = clamp_word<T>(raw[k].words[i]);
+              for (int i = 0; i < kBytes / 4; ++i) {
+                below |= word_below_floor<T>(raw.words[i]);
+                clamped.words[i] = clamp_word<T>(raw.words[i]);
+              }
             }
             unpack_words<T, N>(clamped, w[k]);
+            unpack_words<T, N>(raw, logit[k]);
           }
+        }
 #pragma unroll
-          for (int c = 0; c < N; ++c) {
+        for (int c = 0; c < kWeights; ++c) {
+          if constexpr (kNormalize) {
             const float d0 = decay_clamped<T>(w[0][c]), d1 = decay_clamped<T>(w[1][c]), d2 = decay_clamped<T>(w[2][c]);
             const float e0 = fmaf(d0, left_mask, 1.0f), e1 = 1.0f + d1, e2 = fmaf(d2, right_mask, 1.0f);
             const float q = masked_weights<T>(e0, e1, e2, left_mask, right_mask, w[0][c], w[1][c], w[2][c]);
@@ -281,23 +321,16 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
             sloped[0][c] = w[0][c] * (w[0][c] * sigmoids * d0);
             sloped[1][c] = w[1][c] * (w[1][c] * sigmoids * d1);
             sloped[2][c] = w[2][c] * (w[2][c] * sigmoids * d2);
-          }
-          if (below) {
-#pragma unroll
-            for (int k = 0; k < 3; ++k) {
-              float values[N];
-              unpack_words<T, N>(raw[k], values);
-#pragma unroll
-              for (int c = 0; c < N; ++c) sloped[k][c] = values[c] < kLogitFloor ? 0.0f : sloped[k][c];
-            }
-          }
-        } else {
-#pragma unroll
-          for (int k = 0; k < 3; ++k) unpack_words<T, N>(raw[k], w[k]);
-#pragma unroll
-          for (int c = 0; c < N; ++c) {
+          } else {
             w[0][c] = has_left ? w[0][c] : 0.0f;
             w[2][c] = has_right ? w[2][c] : 0.0f;
+          }
+        }
+        if (kNormalize && below) {
+#pragma unroll
+          for (int k = 0; k < 3; ++k) {
+#pragma unroll
+            for (int c = 0; c < kWeights; ++c) sloped[k][c] = logit[k][c] < kLogitFloor ? 0.0f : sloped[k][c];
           }
         }
       };
@@ -356,8 +389,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
 #pragma unroll
             for (int e = 0; e < kUnitLanes; ++e) {
               const int c = kUnitLanes * q + e;
-              to_left[e] = w[0][c] * g[c];
-              to_right[e] = w[2][c] * g[c];
+              to_left[e] = w[0][kShared ? 0 : c] * g[c];
+              to_right[e] = w[2][kShared ? 0 : c] * g[c];
             }
             const Unit left = as_unit(to_left, Unit()), right = as_unit(to_right, Unit());
             sent[q * slots] = left;
@@ -369,10 +402,21 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
             }
           }
 #pragma unroll
-          for (int c = 0; c < N; ++c) kept_message[c] = w[1][c] * g[c];
+          for (int c = 0; c < N; ++c) kept_message[c] = w[1][kShared ? 0 : c] * g[c];
         }
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(all_sent + 8 * previous.stage);
+        float dw[3][N];
+        if constexpr (kShared) {
+          for (auto& of_neighbour : dw) {
+            for (float& v : of_neighbour) v = 0.0f;
+          }
+        }
+        const auto through_normalisation = [&](int c) {
+          const float mean = fmaf(w[0][c], dw[0][c], fmaf(w[1][c], dw[1][c], w[2][c] * dw[2][c]));
+#pragma unroll
+          for (int k = 0; k < 3; ++k) dw[k][c] = sloped[k][c] * (dw[k][c] - mean);
+        };
         if (active) {
           const unsigned char* const operands = own + previous.stage * at.stage_bytes;
           float v[N], out[N];
@@ -408,8 +452,6 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
           const unsigned char* const before = operands + kState * at.tile;
           if (step + 1 < lines) state_here = load_words<kBytes>(before + row_bytes);
           if (da.at != nullptr) {
-            char* const to = const_cast<char*>(da.at);
-            float dw[3][N];
             if (in_chunk == 0) {
 #pragma unroll
               for (int k = 0; k < 3; ++k) {
@@ -424,19 +466,33 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
               for (int c = 0; c < N; ++c) {
 #pragma unroll
                 for (int k = 0; k < 3; ++k) dw[k][c] *= g[c];
-                if constexpr (kNormalize) {
-                  const float mean = fmaf(w[0][c], dw[0][c], fmaf(w[1][c], dw[1][c], w[2][c] * dw[2][c]));
-#pragma unroll
-                  for (int k = 0; k < 3; ++k) dw[k][c] = sloped[k][c] * (dw[k][c] - mean);
-                } else {
+                if constexpr (!kNormalize) {
                   // NaN and inf times the zero outside the line are no gradient.
                   if (!has_left) dw[0][c] = 0.0f;
                   if (!has_right) dw[2][c] = 0.0f;
+                } else if constexpr (!kShared) {
+                  through_normalisation(c);
                 }
               }
             }
+            if constexpr (!kShared) {
+              char* const to = const_cast<char*>(da.at);
 #pragma unroll
-            for (int k = 0; k < 3; ++k) store_words(to + k * p.da_k, pack_words<T, N>(dw[k]), kEvictFirst);
+              for (int k = 0; k < 3; ++k) store_words(to + k * p.da_k, pack_words<T, N>(dw[k]), kEvictFirst);
+              da.advance();
+            }
+          }
+        }
+        if constexpr (kShared) {
+          // Every lane of a warp takes part, those without a position too.
+          if (pass.da != nullptr) add_over_channels(dw, per_position);
+          if (active && da.at != nullptr) {
+            if (kNormalize && in_chunk != 0) through_normalisation(0);
+            char* const to = const_cast<char*>(da.at);
+            if (sub == 0) {
+#pragma unroll
+              for (int k = 0; k < 3; ++k) *reinterpret_cast<T*>(to + k * p.da_k) = narrow<T>(dw[k][0]);
+            }
             da.advance();
           }
         }
@@ -459,7 +515,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
 }
 
 BulkLayout layout_of(const LineScanBackward& call) {
-  return bulk_plan(call.shape, call.dx.data != nullptr, kDemand);
+  return bulk_plan(call.shape, call.dx.data != nullptr,
+                   shares_affinity(call.shape) ? kSharedDemand[call.shape.dtype == DType::kFloat32] : kDemand);
 }
 
 template <typename T>
@@ -476,6 +533,8 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
   p.da_k = call.da.k * kBytes;
   p.dlam_stride = byte_strides(call.dlam, kBytes);
   p.du_stride = byte_strides(call.du, kBytes);
+  const bool shared = shares_affinity(s);
+  p.logit_bytes = shared_logit_bytes(s);
   const int64_t tensor = s.batch * s.height * s.width * s.channels * kBytes;
   char* const scratch = static_cast<char*>(workspace) + l.counter_bytes(s);
   const int per_part = s.num_directions / l.parts;
@@ -490,6 +549,7 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
     pass.accumulate = accumulate || n % per_part >= l.sides;
     pass.has_lam = call.lam.data != nullptr;
     pass.has_u = call.u.data != nullptr;
+    pass.logits_at = i * 3 * kBytes;
     pass.last_state = slot(call.state);
     pass.da = slot(call.da);
     pass.dlam = slot(call.dlam);
@@ -497,7 +557,7 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
     pass.dx = static_cast<char*>(call.dx.data);
     if (l.scratch) pass.dx = scratch + n / per_part * tensor;
     encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) &&
-              maps.encode(&pass.a, call.a, slot(call.a)) &&
+              (shared ? maps.encode_shared(&pass.a, call.a) : maps.encode(&pass.a, call.a, slot(call.a))) &&
               (!pass.has_lam || maps.encode(&pass.lam, call.lam, slot(call.lam))) &&
               (!pass.has_u || maps.encode(&pass.u, call.u, slot(call.u))) &&
               maps.encode(&pass.dy, call.dy, slot(call.dy)) &&
@@ -505,8 +565,8 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
               (pass.dx == nullptr || maps.encode(&pass.partial, call.dx, pass.dx));
   }
   if (!encoded) return cudaErrorInvalidValue;
-  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster>() {
-    return bulk_backward_kernel<T, N, kNormalize, kCluster>;
+  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster, bool kShared>() {
+    return bulk_backward_kernel<T, N, kNormalize, kCluster, kShared>;
   });
   if (error != cudaSuccess || !l.scratch) return error;
   return sum_parts<T>(scratch, call.dx.data, l.parts, tensor, stream);
@@ -517,9 +577,9 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
 bool bulk_backward_applies(const LineScanBackward& call) {
   const LineScanShape& s = call.shape;
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
-  if (!(bulk_channels(s) && call.state.data != nullptr && tiled(call.x, s, bytes) && tiled(call.a, s, bytes) &&
+  if (!(bulk_channels(s) && call.state.data != nullptr && tiled(call.x, s, bytes) && tiled_affinity(call.a, s, bytes) &&
         tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) && tiled(call.dy, s, bytes) &&
-        tiled(call.state, s, bytes) && tiled(call.dx, s, bytes) && vectorised(call.da, bytes) &&
+        tiled(call.state, s, bytes) && tiled(call.dx, s, bytes) && (shares_affinity(s) || vectorised(call.da, bytes)) &&
         vectorised(call.dlam, bytes) && vectorised(call.du, bytes))) {
     return false;
   }

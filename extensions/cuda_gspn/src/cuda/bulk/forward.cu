@@ -14,6 +14,9 @@
 // Sum over directions: the first direction of a part writes its output, the later ones add to it. With two sides
 // opposite directions run at once: each writes the lines it meets first, they wait for each other in the middle, then
 // each adds to what the other wrote. One part writes y directly; several go to scratch and sum_parts adds them in order.
+//
+// One affinity for all channels: a tile holds the logits of all directions at its positions, and every thread makes the
+// weights of its position once for all of its channels.
 #include <algorithm>
 
 #include "cuda/async.cuh"
@@ -29,10 +32,10 @@
 namespace cgspn::cuda {
 namespace {
 
-// Tiles of a stage; the three neighbours' logits come first.
-enum Tile { kLogits = 0, kLam = 3, kU, kX, kPartial, kTiles };
+// Tiles of a stage behind the logits.
+enum Tile { kLam = 0, kU, kX, kPartial, kTiles };
 
-constexpr BulkDemand kDemand = {.tiles = kTiles,
+constexpr BulkDemand kDemand = {.tiles = kLogitTiles + kTiles,
                                 .wide_tiles = 0,
                                 .exchanged = 1,
                                 .threads = {0, 0, 992, 0, 704, 0, 0, 0, 544},
@@ -49,12 +52,14 @@ constexpr BulkDemand kDemand = {.tiles = kTiles,
                                 .segment = {2.53, 1.73, 1.26},
                                 .narrow_stores = 1.47,
                                 .sharpness = 2.73};
+constexpr BulkDemand kSharedDemand[2] = {shared_affinity_demand(kDemand, 2), shared_affinity_demand(kDemand, 4)};
 
 struct Pass {
   CUtensorMap x, a, lam, u, partial;
   char *y, *state;
   bool vertical, reversed, accumulate, has_lam, has_u;
   int lines, length, positions;
+  int logits_at;  // of the direction in a position's shared logits, in bytes
 };
 
 // Strides in bytes. Passes are numbered [part][pass of the part][side].
@@ -64,9 +69,10 @@ struct Params {
   unsigned* counters;  // zeroed, one a task; used with two sides
   int chunk;
   int groups, vectors, slices, parts, passes_per_part, sides, split, positions, stages;
+  int logit_bytes;  // of a position, where all channels share them
 };
 
-template <typename T, int N, bool kNormalize, bool kCluster>
+template <typename T, int N, bool kNormalize, bool kCluster, bool kShared>
 __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     bulk_forward_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -74,6 +80,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
   constexpr int kUnits = N * 4 / sizeof(Unit);
   constexpr int kUnitLanes = N / kUnits;
   constexpr int kBytes = N * sizeof(T);
+  constexpr int kLogits = kShared ? shared_logit_tiles(sizeof(T)) : kLogitTiles;
+  constexpr int kWeights = kShared ? 1 : N;
   extern __shared__ __align__(1024) unsigned char shared[];
 
   const bool producer = threadIdx.x >= blockDim.x - 32;
@@ -94,7 +102,7 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
   const int image = task / p.groups;
 
   const uint32_t shared_at = shared_address(shared);
-  const BulkShared at(p.vectors, p.positions, p.stages, kTiles, 0, exchange_bytes(p.positions, per_position, N, 1));
+  const BulkShared at(p.vectors, p.positions, p.stages, kLogits + kTiles, 0, exchange_bytes(p.positions, per_position, N, 1));
   const int row_bytes = p.vectors * 16;
   const uint32_t full = shared_at + at.barriers;      // [stage]
   const uint32_t all_sent = full + 8 * p.stages;          // [stage]: every warp has sent the line's states
@@ -115,8 +123,9 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     fence_barrier_init();
     fence_bulk_copies();
   }
-  fill_absent_gates<T>(shared, at, p.stages, p.positions * p.vectors, p.passes[0].has_lam ? -1 : int{kLam},
-                       p.passes[0].has_u ? -1 : int{kU});
+  const int operands_at = kLogits * at.tile;
+  fill_absent_gates<T>(shared + operands_at, at, p.stages, p.positions * p.vectors,
+                       p.passes[0].has_lam ? -1 : int{kLam}, p.passes[0].has_u ? -1 : int{kU});
 
   uint32_t left_phase = 0, right_phase = 0;  // one bit per line parity
   uint32_t late_phase = 0;
@@ -149,6 +158,7 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
     if (producer) {
       const bool issues = threadIdx.x % 32 == 0 && block_active;
       const int tile_bytes = pass.positions * row_bytes;
+      const int logit_bytes = kShared ? pass.positions * p.logit_bytes : 3 * tile_bytes;
       bool met = false;
       const auto line_of = [&](int step) { return pass.reversed ? lines - 1 - step : step; };
       const auto adds = [&](int step) { return step < middle ? accumulate : met; };
@@ -158,11 +168,16 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
           barrier_arrive(full + 8 * to_stage);
           return;
         }
-        const uint32_t barrier = full + 8 * to_stage, to = shared_at + to_stage * at.stage_bytes;
+        const uint32_t barrier = full + 8 * to_stage, logits_to = shared_at + to_stage * at.stage_bytes;
+        const uint32_t to = logits_to + operands_at;
         const int line = line_of(step);
         const bool partial = adds(step);
-        barrier_expect(barrier, (4 + pass.has_lam + pass.has_u + partial) * tile_bytes);
-        load_affinity_tile(to, &pass.a, first_channel, first_position, line, image, barrier, kEvictFirst);
+        barrier_expect(barrier, logit_bytes + (1 + pass.has_lam + pass.has_u + partial) * tile_bytes);
+        if constexpr (kShared) {
+          load_tile(logits_to, &pass.a, 0, first_position, line, image, barrier, kEvictFirst);
+        } else {
+          load_affinity_tile(logits_to, &pass.a, first_channel, first_position, line, image, barrier, kEvictFirst);
+        }
         load_tile(to + kX * at.tile, &pass.x, first_channel, first_position, line, image, barrier, kEvictFirst);
         if (pass.has_lam) {
           load_tile(to + kLam * at.tile, &pass.lam, first_channel, first_position, line, image, barrier, kEvictFirst);
@@ -191,8 +206,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
             barrier_expect(late, count * tile_bytes);
             RingPlace at_line = here;
             for (int s = 0; s < count; ++s) {
-              load_tile(shared_at + at_line.stage * at.stage_bytes + kPartial * at.tile, &pass.partial, first_channel,
-                        first_position, line_of(step + s), image, late, kEvictFirst);
+              load_tile(shared_at + operands_at + at_line.stage * at.stage_bytes + kPartial * at.tile, &pass.partial,
+                        first_channel, first_position, line_of(step + s), image, late, kEvictFirst);
               at_line.advance(stages);
             }
           }
@@ -235,11 +250,15 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
       const float left_mask = has_left ? 1.0f : 0.0f, right_mask = has_right ? 1.0f : 0.0f;
       const auto adds = [&](int step) { return accumulate || step >= middle; };
 
-      const unsigned char* const own = shared + place * row_bytes + slice_bytes + sub * kBytes;
-      const unsigned char* const own_logits = own + place * 2 * row_bytes;
+      const unsigned char* const own = shared + operands_at + place * row_bytes + slice_bytes + sub * kBytes;
+      const unsigned char* const own_logits =
+          shared + (kShared ? place * p.logit_bytes + pass.logits_at
+                            : place * 3 * row_bytes + slice_bytes + sub * kBytes);
       // A neighbour outside the line gets weight 0, whatever is read in its place.
-      const int logit_offset[3] = {has_left ? 0 : row_bytes, row_bytes, has_right ? 2 * row_bytes : row_bytes};
-      float w[3][N], input[N], h[N];
+      const int neighbour_bytes = kShared ? sizeof(T) : row_bytes;
+      const int logit_offset[3] = {has_left ? 0 : neighbour_bytes, neighbour_bytes,
+                                   has_right ? 2 * neighbour_bytes : neighbour_bytes};
+      float w[3][kWeights], input[N], h[N];
       const auto prepare = [&](int from) {
         const unsigned char* const operands = own + from * at.stage_bytes;
         const unsigned char* const logits = own_logits + from * at.stage_bytes;
@@ -250,15 +269,19 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
         for (int c = 0; c < N; ++c) input[c] *= lam_now[c];
 #pragma unroll
         for (int k = 0; k < 3; ++k) {
-          auto raw = load_words<kBytes>(logits + logit_offset[k]);
-          if constexpr (kNormalize) {
+          if constexpr (kShared) {
+            w[k][0] = load_logit<T, kNormalize>(logits + logit_offset[k]);
+          } else {
+            auto raw = load_words<kBytes>(logits + logit_offset[k]);
+            if constexpr (kNormalize) {
 #pragma unroll
-            for (uint32_t& word : raw.words) word = clamp_word<T>(word);
+              for (uint32_t& word : raw.words) word = clamp_word<T>(word);
+            }
+            unpack_words<T, N>(raw, w[k]);
           }
-          unpack_words<T, N>(raw, w[k]);
         }
 #pragma unroll
-        for (int c = 0; c < N; ++c) {
+        for (int c = 0; c < kWeights; ++c) {
           if constexpr (kNormalize) {
             const float e0 = fmaf(decay_clamped<T>(w[0][c]), left_mask, 1.0f);
             const float e1 = 1.0f + decay_clamped<T>(w[1][c]);
@@ -317,7 +340,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
 #pragma unroll
               for (int e = 0; e < kUnitLanes; ++e) {
                 const int c = kUnitLanes * q + e;
-                h[c] = fmaf(w[0][c], lane(left, e), fmaf(w[2][c], lane(right, e), fmaf(w[1][c], h[c], input[c])));
+                const int v = kShared ? 0 : c;
+                h[c] = fmaf(w[0][v], lane(left, e), fmaf(w[2][v], lane(right, e), fmaf(w[1][v], h[c], input[c])));
               }
             }
           }
@@ -376,7 +400,8 @@ __global__ void __launch_bounds__(kDemand.threads[N] + 32, 1)
 
 BulkLayout layout_of(const LineScanForward& call) {
   // One layout with and without states, so that both give the same y.
-  return bulk_plan(call.shape, call.sum && call.y.data != nullptr, kDemand);
+  return bulk_plan(call.shape, call.sum && call.y.data != nullptr,
+                   shares_affinity(call.shape) ? kSharedDemand[call.shape.dtype == DType::kFloat32] : kDemand);
 }
 
 template <typename T>
@@ -389,6 +414,8 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
   if (error != cudaSuccess) return error;
   p.y_stride = byte_strides(call.y, kBytes);
   p.state_stride = byte_strides(call.state, kBytes);
+  const bool shared = shares_affinity(s);
+  p.logit_bytes = shared_logit_bytes(s);
   const int64_t tensor = s.batch * s.height * s.width * s.channels * kBytes;
   char* const scratch = static_cast<char*>(workspace) + l.counter_bytes(s);
   const int per_part = s.num_directions / l.parts;
@@ -403,17 +430,19 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
     pass.has_lam = call.lam.data != nullptr;
     pass.has_u = call.u.data != nullptr && call.y.data != nullptr;
     pass.state = direction_data(call.state, i, kBytes);
+    pass.logits_at = i * 3 * kBytes;
     pass.y = call.sum ? static_cast<char*>(call.y.data) : direction_data(call.y, i, kBytes);
     if (l.scratch) pass.y = scratch + n / per_part * tensor;
     encoded = encoded && maps.encode(&pass.x, call.x, call.x.data) &&
-              maps.encode(&pass.a, call.a, direction_data(call.a, i, kBytes)) &&
+              (shared ? maps.encode_shared(&pass.a, call.a)
+                      : maps.encode(&pass.a, call.a, direction_data(call.a, i, kBytes))) &&
               (!pass.has_lam || maps.encode(&pass.lam, call.lam, direction_data(call.lam, i, kBytes))) &&
               (!pass.has_u || maps.encode(&pass.u, call.u, direction_data(call.u, i, kBytes))) &&
               (pass.y == nullptr || maps.encode(&pass.partial, call.y, pass.y));
   }
   if (!encoded) return cudaErrorInvalidValue;
-  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster>() {
-    return bulk_forward_kernel<T, N, kNormalize, kCluster>;
+  error = launch_bulk<T>(p, l, s, stream, [=]<int N, bool kNormalize, bool kCluster, bool kShared>() {
+    return bulk_forward_kernel<T, N, kNormalize, kCluster, kShared>;
   });
   if (error != cudaSuccess || !l.scratch) return error;
   return sum_parts<T>(scratch, call.y.data, l.parts, tensor, stream);
@@ -424,8 +453,8 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
 bool bulk_forward_applies(const LineScanForward& call) {
   const LineScanShape& s = call.shape;
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
-  if (!(bulk_channels(s) && tiled(call.x, s, bytes) && tiled(call.a, s, bytes) && tiled(call.lam, s, bytes) &&
-        tiled(call.u, s, bytes) && tiled(call.y, s, bytes) && vectorised(call.state, bytes))) {
+  if (!(bulk_channels(s) && tiled(call.x, s, bytes) && tiled_affinity(call.a, s, bytes) &&
+        tiled(call.lam, s, bytes) && tiled(call.u, s, bytes) && tiled(call.y, s, bytes) && vectorised(call.state, bytes))) {
     return false;
   }
   const BulkLayout l = layout_of(call);

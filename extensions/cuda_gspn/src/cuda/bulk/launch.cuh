@@ -20,6 +20,13 @@ bool tiled(const View& v, const LineScanShape& s, int bytes) {
          (vectorised(v, bytes) && fits(v.b, s.batch) && fits(v.h, s.height) && fits(v.w, s.width));
 }
 
+// The same of an affinity; one that all channels share has the logits of a position side by side, D times 3.
+inline bool tiled_affinity(const AffinityView& v, const LineScanShape& s, int bytes) {
+  if (!shares_affinity(s)) return tiled(v, s, bytes);
+  const ImageView rows = {v.data, v.b, 1, v.h, v.w};
+  return v.k == 1 && (s.num_directions == 1 || v.d == 3) && tiled(rows, s, bytes);
+}
+
 // Makes tensor maps of (channel, position, line, image), with the neighbours as second axis for an affinity.
 struct TileMaps {
   const LineScanShape& shape;
@@ -44,6 +51,16 @@ struct TileMaps {
     const cuuint32_t box[5] = {cuuint32_t(vectors * 16 / bytes), 3, cuuint32_t(positions), 1, 1};
     return encode_tensor_map(map, data, bytes, 5, sizes, strides, box);
   }
+
+  // The logits of all directions of a position, which its channels share.
+  bool encode_shared(CUtensorMap* map, const AffinityView& v) const {
+    const cuuint64_t sizes[4] = {cuuint64_t(3 * shape.num_directions), cuuint64_t(length), cuuint64_t(lines),
+                                 cuuint64_t(shape.batch)};
+    const cuuint64_t strides[3] = {cuuint64_t((vertical ? v.w : v.h) * bytes),
+                                   cuuint64_t((vertical ? v.h : v.w) * bytes), cuuint64_t(v.b * bytes)};
+    const cuuint32_t box[4] = {cuuint32_t(shared_logit_bytes(shape) / bytes), cuuint32_t(positions), 1, 1};
+    return encode_tensor_map(map, v.data, bytes, 4, sizes, strides, box);
+  }
 };
 
 template <typename View>
@@ -54,7 +71,7 @@ bool dense_channels_last(const View& v, const LineScanShape& s) {
 // Whether the dtype and the channels are the kernels'.
 inline bool bulk_channels(const LineScanShape& s) {
   const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
-  return s.dtype != DType::kFloat64 && s.affinity_channels == s.channels && s.channels * bytes % 16 == 0;
+  return s.dtype != DType::kFloat64 && s.channels * bytes % 16 == 0;
 }
 
 // Direction i of a tensor; null where it is absent.
@@ -93,22 +110,24 @@ TileMaps prepare_pass(Pass& pass, const BulkLayout& l, const LineScanShape& s, D
           l.vectors, s.dtype == DType::kFloat32 ? 4 : 2};
 }
 
-// Launches variant<channels a thread, normalises, in clusters>().
+// Launches variant<channels a thread, normalises, in clusters, channels share the affinity>().
 template <typename T, typename Params, typename Variant>
 cudaError_t launch_bulk(const Params& p, const BulkLayout& l, const LineScanShape& s, cudaStream_t stream,
                         const Variant& variant) {
   const auto launch = [&](auto* kernel) {
     return launch_clusters(kernel, p, l.blocks(s), l.threads + 32, l.shared, l.split, stream);
   };
-  const auto with_channels = [&]<int N>() {
+  const auto with_channels = [&]<int N, bool kShared>() {
     if (l.split > 1) {
-      return s.normalize ? launch(variant.template operator()<N, true, true>())
-                         : launch(variant.template operator()<N, false, true>());
+      return s.normalize ? launch(variant.template operator()<N, true, true, kShared>())
+                         : launch(variant.template operator()<N, false, true, kShared>());
     }
-    return s.normalize ? launch(variant.template operator()<N, true, false>())
-                       : launch(variant.template operator()<N, false, false>());
+    return s.normalize ? launch(variant.template operator()<N, true, false, kShared>())
+                       : launch(variant.template operator()<N, false, false, kShared>());
   };
-  return l.lanes == 2 ? with_channels.template operator()<2>() : with_channels.template operator()<kLanes<T>>();
+  if (shares_affinity(s)) return with_channels.template operator()<kLanes<T>, true>();
+  return l.lanes == 2 ? with_channels.template operator()<2, false>()
+                      : with_channels.template operator()<kLanes<T>, false>();
 }
 
 template <typename Run>

@@ -54,7 +54,30 @@ struct BulkDemand {
   double segment[3];     // factor on traffic for 16, 32, 64 bytes a position
   double narrow_stores;  // the same for each halving of what a block writes of a 32-byte sector
   double sharpness;      // exponent of the norm that stands for the longer of dependent lines and bytes
+  bool sums_channels = false;  // a block holds all channels of a position
 };
+
+// The logits of the three neighbours are as many tiles.
+constexpr int kLogitTiles = 3;
+
+inline bool shares_affinity(const LineScanShape& s) { return s.affinity_channels != s.channels; }
+
+// Where all channels share the affinity a tile row holds the logits of all directions, in whole 16 bytes; that fits as
+// many tiles of the narrowest row.
+__host__ __device__ constexpr int shared_logit_tiles(int bytes) { return bytes == 4 ? 3 : 2; }
+inline int shared_logit_bytes(const LineScanShape& s) {
+  const int bytes = s.dtype == DType::kFloat32 ? 4 : 2;
+  return (3 * s.num_directions * bytes + 15) / 16 * 16;
+}
+
+// The demand of a kernel for shared affinity: fewer and smaller logits, 16 bytes of channels a thread.
+constexpr BulkDemand shared_affinity_demand(BulkDemand demand, int bytes, bool sums_channels = false) {
+  demand.tiles += shared_logit_tiles(bytes) - kLogitTiles;
+  demand.threads[2] = 0;
+  demand.tensors -= sums_channels ? 6 : 3;
+  demand.sums_channels = sums_channels;
+  return demand;
+}
 
 __host__ __device__ constexpr int exchange_bytes(int positions, int per_position, int lanes, int exchanged) {
   return 2 * exchanged * (positions + 2) * per_position * lanes * 4;
@@ -85,6 +108,7 @@ inline BulkLayout make_bulk_layout(const LineScanShape& s, bool summed, const Bu
   const int length = longest_line(s), d = s.num_directions;
   const DeviceLimits& limits = device_limits();
   BulkLayout l;
+  if (demand.sums_channels && vectors != total_vectors) return l;
   if (total_vectors % vectors != 0 || d % (parts * sides) != 0) return l;
   if ((!summed && parts != d) || (sides == 2 && !(summed && pairs_of_opposites(s)))) return l;
   l.vectors = vectors;

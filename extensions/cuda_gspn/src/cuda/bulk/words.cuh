@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/async.cuh"
+#include "cuda/numerics.cuh"
 #include "cuda/vector.cuh"
 
 namespace cgspn::cuda {
@@ -53,6 +54,16 @@ __device__ __forceinline__ bool word_below_floor(uint32_t word) {
   } else {
     return !__hbgeu2(*reinterpret_cast<const __nv_bfloat162*>(&word), __float2bfloat162_rn(-40.0f));
   }
+}
+
+// One logit, or weight, that all channels share.
+template <typename T, bool kClamp>
+__device__ __forceinline__ float load_logit(const unsigned char* shared) {
+  const float v = widen(*reinterpret_cast<const T*>(shared));
+  if constexpr (!kClamp) return v;
+  float clamped;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(clamped) : "f"(v), "f"(kLogitFloor));
+  return clamped;
 }
 
 template <int kBytes>
