@@ -40,7 +40,9 @@ def make_inputs(case: Case, device: str) -> Inputs:
         return [torch.randn(shape, **options) for shape in shapes]
     widths = [d * 3 * ca, d * c, d * c]
     if case.layout == "view":
-        a, lam, u = torch.randn(b, h, w, sum(widths), **options).split(widths, -1)
+        padding = -widths[0] % 8 if case.shared else 0  # as the operators lay them out on CUDA
+        widths.insert(1, padding)
+        a, _, lam, u = torch.randn(b, h, w, sum(widths), **options).split(widths, -1)
     else:
         a, lam, u = (torch.randn(b, h, w, n, **options) for n in widths)
     x = torch.randn(b, h, w, c, **options).permute(0, 3, 1, 2)

@@ -546,7 +546,7 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
     const auto slot = [&](const auto& view) { return direction_data(view, i, kBytes); };
     Pass& pass = p.passes[n];
     const TileMaps maps = prepare_pass(pass, l, s, s.directions[i]);
-    pass.accumulate = accumulate || n % per_part >= l.sides;
+    pass.accumulate = (accumulate && !l.scratch) || n % per_part >= l.sides;
     pass.has_lam = call.lam.data != nullptr;
     pass.has_u = call.u.data != nullptr;
     pass.logits_at = i * 3 * kBytes;
@@ -569,7 +569,7 @@ cudaError_t run(const LineScanBackward& call, void* workspace, cudaStream_t stre
     return bulk_backward_kernel<T, N, kNormalize, kCluster, kShared>;
   });
   if (error != cudaSuccess || !l.scratch) return error;
-  return sum_parts<T>(scratch, call.dx.data, l.parts, tensor, stream);
+  return sum_parts<T>(scratch, call.dx.data, l.parts, tensor, stream, accumulate);
 }
 
 }  // namespace
