@@ -8,7 +8,7 @@ from cgspn.ops.directions import DIRECTIONS
 from cgspn.ops.layout import strides_like
 
 from .cases import CASES, LAYOUTS, NAMES, Case, draw, exact, ours
-from .rule import check_rule, output_gradient
+from .rule import check_rule, comparator, hold_to_rule, output_gradient
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -31,6 +31,21 @@ def check_all(case, tensors, dtype, device):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_values_and_gradients(case, dtype, device, poisoned):
     check_all(case, draw(case, dtype, device), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("directions", [DIRECTIONS, ("rl", "tb", "lr", "bt"), ("bt", "lr")], ids="-".join)
+@pytest.mark.parametrize(("batch", "shared"), [(1, False), (2, False), (3, False), (5, False), (5, True)])
+def test_states_computed_again(batch, shared, directions, dtype, device, poisoned):
+    case = Case(
+        (batch, 16, 9, 11), directions, affinity_channels=1 if shared else None, chunk=4, layout="padded"
+    )
+    tensors = draw(case, dtype, device)
+    dy = output_gradient(case, dtype, device)
+    codes, mask = [DIRECTIONS.index(d) for d in directions], [True] * 4
+    grads = torch.ops.cgspn.line_scan_backward(dy, *tensors, None, codes, case.chunk, True, True, mask)
+    true_y, true_grads = exact(tensors, case, dy)
+    hold_to_rule((None, *grads), (true_y, *true_grads), comparator(tensors, case, dy))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -76,7 +76,7 @@ def split_parameters(
         p: Shape (B, H, W, rows), rows ``[a (D, 3, Ca) | lam (D, C) | u (D, C)]``.
         num_directions: D.
         affinity_channels: Ca, 1 or C.
-        padding: Rows between ``a`` and ``lam`` that mean nothing, as :func:`cgspn.ops.layout.pad_logits` adds them.
+        padding: Unused rows between ``a`` and ``lam``, see :func:`cgspn.ops.layout.pad_logits`.
 
     Returns:
         ``a`` (B, D, 3, Ca, H, W), ``lam`` and ``u`` (B, D, C, H, W).

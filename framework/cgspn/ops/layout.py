@@ -75,7 +75,7 @@ def state_strides(x: Tensor) -> Strides:
 
 
 def pad_logits(weight: Tensor, bias: Tensor, num_directions: int) -> tuple[Tensor, Tensor, int]:
-    """Weight and bias with rows of zeros behind the logits that all channels share, and the number of these rows.
+    """Weight and bias with rows of zeros behind the logits that all channels share, and their number.
 
     The kernels that load by bulk copies need every pixel's logits and gates to begin at whole 16 bytes.
     """
