@@ -362,7 +362,7 @@ cudaError_t latent_forward_with(const LatentForward& call, const LatentLayout& l
                                          : launch<__nv_bfloat16>(call, l, p, blocks, stream);
   if (error != cudaSuccess || !sums_parts(call)) return error;
   const auto sum = half ? sum_parts<__half> : sum_parts<__nv_bfloat16>;
-  return sum(parts, call.y.data, s.num_directions, part_bytes, stream);
+  return sum(parts, call.y.data, s.num_directions, part_bytes, stream, false);
 }
 
 }  // namespace cgspn::cuda

@@ -52,7 +52,23 @@ constexpr BulkDemand kDemand = {.tiles = kLogitTiles + kTiles,
                                 .segment = {2.53, 1.73, 1.26},
                                 .narrow_stores = 1.47,
                                 .sharpness = 2.73};
-constexpr BulkDemand kSharedDemand[2] = {shared_affinity_demand(kDemand, 2), shared_affinity_demand(kDemand, 4)};
+constexpr BulkDemand shared_demand() {
+  BulkDemand demand = shared_affinity_demand(kDemand, 2);
+  demand.fixed_us[8] = 0.301;
+  demand.warp_us[8] = 0.765e-2;
+  demand.border_us = 0.0633;
+  demand.load_us = 0;
+  demand.row_us = 1.5e-5;
+  demand.shared_us = 1e-3 / 131;
+  demand.serial = 0.534;
+  demand.byte_us = 1e-6 / 1.84;
+  demand.segment[0] = 3.11;
+  demand.segment[1] = 1.81;
+  demand.segment[2] = 1.36;
+  demand.sharpness = 1.98;
+  return demand;
+}
+constexpr BulkDemand kSharedDemand[2] = {shared_demand(), shared_affinity_demand(kDemand, 4)};
 
 struct Pass {
   CUtensorMap x, a, lam, u, partial;
