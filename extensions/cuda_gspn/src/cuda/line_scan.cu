@@ -8,6 +8,7 @@
 #include "channels_last_plan.cuh"
 #include "general_backward.cuh"
 #include "general_forward.cuh"
+#include "planar_forward.cuh"
 
 namespace cgspn::cuda {
 
@@ -15,13 +16,15 @@ __global__ void occupancy_probe() {}
 
 size_t line_scan_forward_workspace(const LineScanForward& call) {
   if (bulk_forward_applies(call)) return bulk_forward_workspace(call);
-  return channels_last_forward_applies(call) ? channels_last_forward_workspace(call) : general_forward_workspace(call);
+  if (channels_last_forward_applies(call)) return channels_last_forward_workspace(call);
+  return planar_forward_applies(call) ? planar_forward_workspace(call) : general_forward_workspace(call);
 }
 
 cudaError_t line_scan_forward(const LineScanForward& call, void* workspace, cudaStream_t stream) {
   if (bulk_forward_applies(call)) return bulk_forward(call, workspace, stream);
-  return channels_last_forward_applies(call) ? channels_last_forward(call, workspace, stream)
-                                             : general_forward(call, workspace, stream);
+  if (channels_last_forward_applies(call)) return channels_last_forward(call, workspace, stream);
+  return planar_forward_applies(call) ? planar_forward(call, workspace, stream)
+                                      : general_forward(call, workspace, stream);
 }
 
 namespace {

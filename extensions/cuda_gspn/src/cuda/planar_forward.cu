@@ -1,0 +1,657 @@
+// Forward kernel for tensors whose (image, channel) planes are dense: NCHW, or one channel.
+//
+// A block owns one plane and one direction (or, "resident", all directions one after the other); its threads hold the
+// positions of a line, P neighbours each, states in registers. Neighbours' states come by shuffles, at the borders of
+// warps through double-buffered shared memory, with one barrier a line.
+//
+// Operands come through a ring of strips of some lines, filled by cp.async. For vertical directions a strip is a run of
+// memory for each operand, copied in 16-byte pieces from where it is aligned. For horizontal ones a strip is some
+// columns of every row, copied in 4-byte words and laid out [row][word][operand] with an odd pitch, so that the threads
+// of a warp read different banks. A thread reads only its own rows of it, so its outputs take the place of gates that
+// it has read and leave in row pieces when the strip is done. A row may begin in the middle of a word (`kOdd`): then a
+// piece has one more word and the parity of each row and operand is taken into account where a value is read.
+//
+// Sum over directions: resident blocks add in shared memory and write y once; otherwise each direction goes to scratch
+// and a second kernel adds them in order.
+#include "planar_forward.cuh"
+
+#include "async.cuh"
+#include "numerics.cuh"
+#include "planar_plan.cuh"
+#include "sum_parts.cuh"
+
+namespace cgspn::cuda {
+namespace {
+
+enum Operand { kLogits = 0, kLam = 3, kU, kX };
+
+struct PlaneStrides {
+  int64_t b = 0, c = 0, h = 0;
+};
+
+struct Pass {
+  const char* operands[kPlanarOperands];
+  char *y, *state;
+  bool vertical, reversed;
+};
+
+// Strides in bytes. Passes are numbered [part][pass of the part].
+struct Params {
+  Pass passes[kMaxDirections];
+  PlaneStrides x, a, lam, u, y, state;
+  int channels, height, width, chunk, parts, passes_per_part;
+  int strip_lines, word_shift, buffers, buffer_bytes, row_words, column_bytes, y_pitch, borders, y_at;
+};
+
+__device__ __forceinline__ void copy_async(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_word_async(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ int low_bits(const char* p, int mask) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(p)) & mask;
+}
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t at) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint32_t load_shared_half(uint32_t at) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory");
+  return v;
+}
+
+template <typename T>
+__device__ __forceinline__ T load_element(uint32_t at) {
+  if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(load_shared(at));
+  } else {
+    const uint16_t v = static_cast<uint16_t>(load_shared_half(at));
+    return *reinterpret_cast<const T*>(&v);
+  }
+}
+
+__device__ __forceinline__ void store_shared(uint32_t at, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+}
+
+template <typename T>
+__device__ __forceinline__ void store_element(uint32_t at, float v) {
+  if constexpr (sizeof(T) == 4) {
+    store_shared(at, v);
+  } else {
+    const T out = narrow<T>(v);
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(*reinterpret_cast<const uint16_t*>(&out)) : "memory");
+  }
+}
+
+// One plane in one direction, by all threads of the block.
+template <typename T, int P, bool kNormalize, bool kOdd, bool kVertical>
+struct Scan {
+  static constexpr int kBytes = sizeof(T);
+  [[maybe_unused]] static constexpr int kPerWord = 4 / kBytes;
+  static constexpr int kWordBytes = kPlanarOperands * 4;  // from a word of a horizontal strip to the next of its row
+  // Two neighbouring positions of a vertical line, read as one word.
+  static constexpr int kShifts = kOdd && !kVertical ? P : 1;
+  static constexpr bool kPositionPairs = kVertical && kBytes == 2 && P > 1 && !kOdd;
+
+  const Params& p;
+  const char* operands[kPlanarOperands];
+  char *y, *state;
+  uint32_t shared;
+  int width, height;
+  bool reversed;
+
+  // Row `j` of a horizontal strip; the rows of a thread lie apart, those of neighbouring threads side by side. The last
+  // row serves threads beyond the line's end.
+  __device__ __forceinline__ int row_at(int j) const {
+    const int per_thread = (height + P - 1) / P;
+    const int slot = P == 1 ? j : j < height ? j % P * per_thread + j / P : P * per_thread;
+    return slot * p.row_words * 4;
+  }
+  // 2 where the row of an operand begins in the middle of a word.
+  __device__ __forceinline__ int row_parity(int operand, int j) const {
+    return kOdd ? (low_bits(operands[operand], 2) + j * width * kBytes) & 2 : 0;
+  }
+
+  __device__ __forceinline__ void load(int strip, int buffer) const {
+    const uint32_t to = shared + buffer * p.buffer_bytes;
+    const int first = strip * p.strip_lines;
+    if constexpr (kVertical) {
+      const int bytes = min(p.strip_lines, height - first) * width * kBytes;
+#pragma unroll
+      for (int k = 0; k < kPlanarOperands; ++k) {
+        if (operands[k] == nullptr) continue;
+        const char* const from = operands[k] + static_cast<int64_t>(first) * width * kBytes;
+        const int skip = low_bits(from, 15), end = skip + bytes;
+        for (int at = threadIdx.x * 16; at < end; at += blockDim.x * 16) {
+          copy_async(to + k * p.column_bytes + at, from - skip + at, min(16, end - at));
+        }
+      }
+    } else {
+      const int bytes = min(p.strip_lines, width - first) * kBytes;
+      const auto copy_row = [&](int j, int w) {
+        const int offset = (j * width + first) * kBytes + 4 * w;
+        const uint32_t to_word = to + row_at(j) + w * kWordBytes;
+        if constexpr (kOdd) {
+#pragma unroll
+          for (int k = 0; k < kPlanarOperands; ++k) {
+            if (operands[k] == nullptr) continue;
+            const int skip = row_parity(k, j), left = skip + bytes - 4 * w;
+            if (left > 0) copy_word_async(to_word + 4 * k, operands[k] + offset - skip, min(4, left));
+          }
+        } else if (4 * w < bytes) {
+#pragma unroll
+          for (int k = 0; k < kPlanarOperands; ++k) {
+            if (operands[k] != nullptr) copy_word_async(to_word + 4 * k, operands[k] + offset, 4);
+          }
+        }
+      };
+      const int word = threadIdx.x & ((1 << p.word_shift) - 1);
+      for (int j = threadIdx.x >> p.word_shift; j < height; j += blockDim.x >> p.word_shift) copy_row(j, word);
+      if constexpr (kOdd) {
+        for (int j = threadIdx.x; j < height; j += blockDim.x) copy_row(j, 1 << p.word_shift);
+      }
+    }
+  }
+
+  // Ones in place of an absent gate, in all buffers.
+  __device__ __forceinline__ void fill(int operand) const {
+    const uint32_t one = *reinterpret_cast<const uint32_t*>(ones<T>());
+    for (int b = 0; b < p.buffers; ++b) {
+      const uint32_t to = shared + b * p.buffer_bytes + (kVertical ? operand * p.column_bytes : operand * 4);
+      const int step = kVertical ? 4 : kWordBytes;
+      const int count = (kVertical ? p.column_bytes : p.buffer_bytes) / step;
+      if constexpr (kVertical) {
+        for (int i = threadIdx.x; i < count; i += blockDim.x) store_shared(to + 4 * i, __uint_as_float(one));
+      } else {
+        const int words = p.row_words / kPlanarOperands;
+        for (int i = threadIdx.x; i < height * words; i += blockDim.x) {
+          store_shared(to + row_at(i / words) + i % words * kWordBytes, __uint_as_float(one));
+        }
+      }
+    }
+  }
+
+  // A finished horizontal strip's outputs, which lie where `operand` was.
+  __device__ __forceinline__ void write_out(int strip, int buffer, int operand, char* out, int64_t row_stride) const {
+    const uint32_t from = shared + buffer * p.buffer_bytes + operand * 4;
+    const int first = strip * p.strip_lines, count = min(p.strip_lines, width - first);
+    out += first * kBytes;
+    if constexpr (kOdd) {
+      const int e = threadIdx.x & (p.strip_lines - 1);
+      const int shift = p.word_shift + 1;
+      if (e >= count) return;
+      for (int j = threadIdx.x >> shift; j < height; j += blockDim.x >> shift) {
+        const int place = e + row_parity(operand, j) / kBytes;
+        *reinterpret_cast<T*>(out + j * row_stride + e * kBytes) =
+            load_element<T>(from + row_at(j) + place / kPerWord * kWordBytes + place % kPerWord * kBytes);
+      }
+    } else {
+      const int w = threadIdx.x & ((1 << p.word_shift) - 1);
+      if (4 * w >= count * kBytes) return;
+      for (int j = threadIdx.x >> p.word_shift; j < height; j += blockDim.x >> p.word_shift) {
+        *reinterpret_cast<uint32_t*>(out + j * row_stride + 4 * w) = load_shared(from + row_at(j) + w * kWordBytes);
+      }
+    }
+  }
+
+  // `y_plane`: where y is kept in shared memory, added to or set; 0 where it leaves.
+  __device__ __forceinline__ void run(uint32_t y_plane, bool accumulate) const {
+    const int lines = kVertical ? height : width, length = kVertical ? width : height;
+    const int strips = (lines + p.strip_lines - 1) / p.strip_lines;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int first = threadIdx.x * P;
+    // [line parity][warp]: states at the left, then at the right ends of warps; 0 beyond the block.
+    const uint32_t borders = shared + p.borders;
+    const int border_line = 2 * (warps + 1);
+    for (int i = threadIdx.x; i < 2 * border_line; i += blockDim.x) store_shared(borders + 4 * i, 0.0f);
+    if (operands[kLam] == nullptr) fill(kLam);
+    if (operands[kU] == nullptr) fill(kU);
+    const bool at_end = lane == 0 || lane == 31;
+    uint32_t border_read = borders + 4 * (border_line + (lane == 0 ? warps + 1 + warp : warp + 1));
+    uint32_t border_write = borders + 4 * (lane == 0 ? warp : warps + 1 + warp + 1);
+    const uint32_t swap_read = border_read ^ (border_read - 4 * border_line);
+    const uint32_t swap_write = border_write ^ (border_write + 4 * border_line);
+
+    // Bits of a logit whose neighbour lies outside the line are cleared, so that nothing spreads from there.
+    const bool has_left = first > 0;
+    const float left_mask = has_left ? 1.0f : 0.0f;
+    const uint32_t left_bits = has_left ? 0xffffffffu : kPositionPairs ? 0xffff0000u : 0u;
+    float right_mask[P];
+    uint32_t right_bits[P], own[P], shifts[kShifts][kPlanarOperands];
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+      const int j = first + i;
+      right_mask[i] = j + 1 < length ? 1.0f : 0.0f;
+      right_bits[i] = j + 1 < length ? 0xffffffffu : 0u;
+      own[i] = shared + (kVertical ? min(j, length - 1 - (kPositionPairs && i % 2 == 0)) * kBytes
+                                   : row_at(min(j, length)));
+      if constexpr (kOdd && !kVertical) {
+#pragma unroll
+        for (int k = 0; k < kPlanarOperands; ++k) shifts[i][k] = row_parity(k, min(j, length - 1)) * 8;
+      }
+    }
+
+    uint32_t columns[kPlanarOperands];
+    const auto begin_strip = [&](int strip, int buffer) {
+#pragma unroll
+      for (int k = 0; k < kPlanarOperands; ++k) {
+        if constexpr (kVertical) {
+          const int64_t from = static_cast<int64_t>(strip) * p.strip_lines * width * kBytes;
+          columns[k] = buffer * p.buffer_bytes + k * p.column_bytes +
+                       (operands[k] == nullptr ? 0 : low_bits(operands[k] + from, 15));
+        } else {
+          columns[k] = buffer * p.buffer_bytes;
+        }
+      }
+    };
+
+    // Of two lines: weights, what enters, output gate.
+    float w[3][2][P], input[2][P], gate[2][P], h[P] = {};
+    const int row_bytes = width * kBytes;
+    // Lines 2 m and 2 m + 1 of the strip.
+    const auto prepare = [&](int m) {
+      const auto read = [&](int k, float(&v)[2][P]) {
+        const auto refine = [&](uint32_t word, int i) {
+          if (k == 0 && i == 0) word &= left_bits;
+          if (k == 2) {
+            word &= kPositionPairs ? (right_bits[i] & 0xffffu) | (right_bits[i + (P > 1)] & 0xffff0000u) : right_bits[i];
+          }
+          return kNormalize && k < 3 ? clamp_word<T>(word) : word;
+        };
+        if constexpr (kPositionPairs) {
+#pragma unroll
+          for (int l = 0; l < 2; ++l) {
+#pragma unroll
+            for (int i = 0; i < P; i += 2) {
+              unpack_word(refine(load_shared(own[i] + columns[k] + (2 * m + l) * row_bytes), i), &v[l][i], T());
+            }
+          }
+        } else {
+#pragma unroll
+          for (int i = 0; i < P; ++i) {
+            float pair[2];
+            if constexpr (kVertical) {
+              const uint32_t at = own[i] + columns[k] + 2 * m * row_bytes;
+              if constexpr (kBytes == 4) {
+                unpack_word(refine(load_shared(at), i), pair, T());
+                unpack_word(refine(load_shared(at + row_bytes), i), pair + 1, T());
+              } else {
+                unpack_word(refine(load_shared_half(at) | load_shared_half(at + row_bytes) << 16, i), pair, T());
+              }
+            } else {
+              const uint32_t at = own[i] + columns[k] + m * (2 / kPerWord * kWordBytes) + 4 * k;
+              if constexpr (kBytes == 4) {
+                unpack_word(refine(load_shared(at), i), pair, T());
+                unpack_word(refine(load_shared(at + kWordBytes), i), pair + 1, T());
+              } else if constexpr (kOdd) {
+                const uint32_t both = __funnelshift_r(load_shared(at), load_shared(at + kWordBytes), shifts[i][k]);
+                unpack_word(refine(both, i), pair, T());
+              } else {
+                unpack_word(refine(load_shared(at), i), pair, T());
+              }
+            }
+            v[0][i] = pair[0];
+            v[1][i] = pair[1];
+          }
+        }
+      };
+      float lam[2][P];
+      read(kX, input);
+      read(kLam, lam);
+      read(kU, gate);
+#pragma unroll
+      for (int k = 0; k < 3; ++k) read(k, w[k]);
+#pragma unroll
+      for (int l = 0; l < 2; ++l) {
+#pragma unroll
+        for (int i = 0; i < P; ++i) {
+          input[l][i] *= lam[l][i];
+          if constexpr (kNormalize) {
+            const float masked = i == 0 ? left_mask : 1.0f;
+            const float e0 = fmaf(decay_clamped<T>(w[0][l][i]), masked, 1.0f);
+            const float e1 = 1.0f + decay_clamped<T>(w[1][l][i]);
+            const float e2 = fmaf(decay_clamped<T>(w[2][l][i]), right_mask[i], 1.0f);
+            masked_weights<T>(e0, e1, e2, masked, right_mask[i], w[0][l][i], w[1][l][i], w[2][l][i]);
+          }
+        }
+      }
+    };
+
+    int in_chunk = 0, line = 0;
+    // Line `e` of the strip, whose operands `prepare` has read as its line `l` of two.
+    const auto step = [&](auto of_two, int e) {
+      constexpr int l = decltype(of_two)::value;
+      float next[P];
+#pragma unroll
+      for (int i = 0; i < P; ++i) next[i] = input[l][i];
+      if (in_chunk != 0) {
+        const float border = __uint_as_float(load_shared(border_read));
+        float left = __shfl_up_sync(0xffffffffu, h[P - 1], 1), right = __shfl_down_sync(0xffffffffu, h[0], 1);
+        if (lane == 0) left = border;
+        if (lane == 31) right = border;
+#pragma unroll
+        for (int i = 0; i < P; ++i) {
+          next[i] = fmaf(w[1][l][i], h[i], next[i]);
+          next[i] = fmaf(w[0][l][i], i == 0 ? left : h[i == 0 ? 0 : i - 1], next[i]);
+          next[i] = fmaf(w[2][l][i], i == P - 1 ? right : h[i == P - 1 ? 0 : i + 1], next[i]);
+        }
+      }
+      if (++in_chunk == p.chunk) in_chunk = 0;
+#pragma unroll
+      for (int i = 0; i < P; ++i) h[i] = first + i < length ? next[i] : 0.0f;
+      if (at_end) store_shared(border_write, lane == 0 ? h[0] : h[P - 1]);
+      border_read ^= swap_read;
+      border_write ^= swap_write;
+
+#pragma unroll
+      for (int i = 0; i < P; ++i) {
+        const int j = first + i;
+        if (j >= length) continue;
+        const float out = gate[l][i] * h[i];
+        const auto staged = [&](int operand) {
+          const int place = kOdd ? e + shifts[i % kShifts][operand] / 16 : e;
+          return own[i] + columns[operand] + place / kPerWord * kWordBytes + place % kPerWord * kBytes + 4 * operand;
+        };
+        if (y_plane != 0) {
+          const uint32_t at = y_plane + (kVertical ? line * p.y_pitch + j : j * p.y_pitch + line) * kBytes;
+          store_element<T>(at, accumulate ? widen(load_element<T>(at)) + out : out);
+        } else if (y != nullptr) {
+          if constexpr (kVertical) {
+            reinterpret_cast<T*>(y + line * p.y.h)[j] = narrow<T>(out);
+          } else {
+            store_element<T>(staged(kX), out);
+          }
+        }
+        if (state != nullptr) {
+          if constexpr (kVertical) {
+            reinterpret_cast<T*>(state + line * p.state.h)[j] = narrow<T>(h[i]);
+          } else {
+            store_element<T>(staged(1), h[i]);
+          }
+        }
+      }
+      line += reversed ? -1 : 1;
+    };
+
+    const auto strip_of = [&](int i) { return reversed ? strips - 1 - i : i; };
+    const bool stages_out = !kVertical && ((y != nullptr && y_plane == 0) || state != nullptr);
+    const auto flush = [&](int i, int buffer) {
+      if (y != nullptr && y_plane == 0) write_out(strip_of(i), buffer, kX, y, p.y.h);
+      if (state != nullptr) write_out(strip_of(i), buffer, 1, state, p.state.h);
+    };
+    for (int i = 0; i + 1 < p.buffers; ++i) {
+      if (i < strips) load(strip_of(i), i);
+      commit_copies();
+    }
+    int here = 0;
+    for (int n = 0; n < strips; ++n) {
+      if (p.buffers == 2) {
+        wait_copies<0>();
+      } else {
+        wait_copies<1>();
+      }
+      __syncthreads();
+      const int before = here == 0 ? p.buffers - 1 : here - 1;
+      if (stages_out && n > 0) {
+        flush(n - 1, before);
+        __syncthreads();
+      }
+      if (n + p.buffers - 1 < strips) load(strip_of(n + p.buffers - 1), before);
+      commit_copies();
+
+      const int strip = strip_of(n), first_line = strip * p.strip_lines;
+      const int count = min(p.strip_lines, lines - first_line), pairs = (count + 1) / 2;
+      begin_strip(strip, here);
+      line = first_line + (reversed ? count - 1 : 0);
+      prepare(reversed ? pairs - 1 : 0);
+      for (int q = 0; q < pairs; ++q) {
+        const int m = reversed ? pairs - 1 - q : q;
+        const bool both = 2 * m + 1 < count;
+        if (!reversed) {
+          step(std::integral_constant<int, 0>(), 2 * m);
+          if (both) {
+            __syncthreads();
+            step(std::integral_constant<int, 1>(), 2 * m + 1);
+          }
+        } else {
+          if (both) {
+            step(std::integral_constant<int, 1>(), 2 * m + 1);
+            __syncthreads();
+          }
+          step(std::integral_constant<int, 0>(), 2 * m);
+        }
+        if (q + 1 < pairs) {
+          prepare(reversed ? m - 1 : m + 1);
+          __syncthreads();
+        }
+      }
+      here = here + 1 == p.buffers ? 0 : here + 1;
+    }
+    __syncthreads();
+    if (stages_out) {
+      flush(strips - 1, here == 0 ? p.buffers - 1 : here - 1);
+      __syncthreads();
+    }
+  }
+};
+
+template <typename T, int P, bool kNormalize, bool kOdd>
+__global__ void __launch_bounds__(planar_threads(P), 1) planar_forward_kernel(const __grid_constant__ Params p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const int part = blockIdx.x % p.parts, plane = blockIdx.x / p.parts;
+  const int64_t image = plane / p.channels, channel = plane % p.channels;
+  uint32_t shared_at = shared_address(shared);
+  asm volatile("" : "+r"(shared_at));  // kept in a register, not computed again at every use
+  const uint32_t y_plane_at = p.y_at > 0 ? shared_at + p.y_at : 0;
+  const auto at = [&](auto* data, const PlaneStrides& s) {
+    return data == nullptr ? nullptr : data + image * s.b + channel * s.c;
+  };
+  for (int n = 0; n < p.passes_per_part; ++n) {
+    const Pass& pass = p.passes[part * p.passes_per_part + n];
+    const auto run = [&](auto vertical) {
+      const Scan<T, P, kNormalize, kOdd, decltype(vertical)::value> scan{
+          p,
+          {at(pass.operands[0], p.a), at(pass.operands[1], p.a), at(pass.operands[2], p.a), at(pass.operands[kLam], p.lam),
+           at(pass.operands[kU], p.u), at(pass.operands[kX], p.x)},
+          at(pass.y, p.y),
+          at(pass.state, p.state),
+          shared_at,
+          p.width,
+          p.height,
+          pass.reversed};
+      scan.run(y_plane_at, n > 0);
+    };
+    if (pass.vertical) {
+      run(std::true_type());
+    } else {
+      run(std::false_type());
+    }
+  }
+  if (p.y_at == 0) return;
+  char* const y = at(p.passes[0].y, p.y);
+  const T* const y_plane = reinterpret_cast<const T*>(shared + p.y_at);
+  for (int row = threadIdx.x / 32; row < p.height; row += blockDim.x / 32) {
+    T* const to = reinterpret_cast<T*>(y + row * p.y.h);
+    for (int column = threadIdx.x % 32; column < p.width; column += 32) to[column] = y_plane[row * p.y_pitch + column];
+  }
+}
+
+// Adds dense planes `part_bytes` apart into y, one value a thread.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    sum_planes_kernel(const char* parts, int64_t part_bytes, int num_parts, char* y, PlaneStrides s, int channels,
+                      int height, int width, int64_t count) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+  if (i >= count) return;
+  float sum = 0.0f;
+  for (int n = 0; n < num_parts; ++n) sum += widen(reinterpret_cast<const T*>(parts + n * part_bytes)[i]);
+  const int64_t row = i / width, plane = row / height;
+  char* const to = y + plane / channels * s.b + plane % channels * s.c + row % height * s.h;
+  reinterpret_cast<T*>(to)[i % width] = narrow<T>(sum);
+}
+
+template <typename View>
+PlaneStrides plane_strides(const View& v, int64_t bytes) {
+  return {v.b * bytes, v.c * bytes, v.h * bytes};
+}
+
+// Rows of unit stride; `dense`: one directly behind the other.
+template <typename View>
+bool planes(const View& v, const LineScanShape& s, bool dense) {
+  return v.data == nullptr ||
+         ((v.w == 1 || s.width == 1) && (!dense || s.height == 1 || v.h == s.width));
+}
+
+// Whether a row may begin in the middle of a 4-byte word.
+bool odd_rows(const LineScanForward& call) {
+  const LineScanShape& s = call.shape;
+  if (s.dtype == DType::kFloat32) return false;
+  const auto odd = [&](const void* data, std::initializer_list<int64_t> strides) {
+    if (data == nullptr) return false;
+    bool result = reinterpret_cast<uintptr_t>(data) % 4 != 0;
+    for (const int64_t stride : strides) result |= stride % 2 != 0;
+    return result;
+  };
+  const int64_t d = s.num_directions > 1;
+  const int64_t h = s.height > 1, b = s.batch > 1, c = s.channels > 1;
+  return s.width % 2 != 0 || odd(call.x.data, {b * call.x.b, c * call.x.c}) ||
+         odd(call.a.data, {b * call.a.b, d * call.a.d, call.a.k, c * call.a.c}) ||
+         odd(call.lam.data, {b * call.lam.b, d * call.lam.d, c * call.lam.c}) ||
+         odd(call.u.data, {b * call.u.b, d * call.u.d, c * call.u.c}) ||
+         odd(call.y.data, {b * call.y.b, d * call.y.d, c * call.y.c, h * call.y.h}) ||
+         odd(call.state.data, {b * call.state.b, d * call.state.d, c * call.state.c, h * call.state.h});
+}
+
+PlanarLayout layout_of(const LineScanForward& call) {
+  return plan_planar(call.shape, call.sum && call.y.data != nullptr, odd_rows(call));
+}
+
+bool uses_scratch(const LineScanForward& call, const PlanarLayout& l) {
+  return call.sum && call.y.data != nullptr && l.parts(call.shape) > 1;
+}
+
+size_t part_bytes(const LineScanShape& s) {
+  const size_t bytes = static_cast<size_t>(s.batch) * s.channels * s.height * s.width;
+  return (bytes * (s.dtype == DType::kFloat32 ? 4 : 2) + 15) / 16 * 16;
+}
+
+template <typename T, int P>
+cudaError_t launch(const Params& p, const PlanarLayout& l, const LineScanShape& s, cudaStream_t stream) {
+  const auto start = [&](auto kernel) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(l.shared));
+    if (error != cudaSuccess) return error;
+    const unsigned blocks = static_cast<unsigned>(s.batch * s.channels * p.parts);
+    kernel<<<blocks, l.threads, l.shared, stream>>>(p);
+    return cudaGetLastError();
+  };
+  if constexpr (sizeof(T) == 2) {
+    if (l.odd) {
+      return s.normalize ? start(planar_forward_kernel<T, P, true, true>)
+                         : start(planar_forward_kernel<T, P, false, true>);
+    }
+  }
+  return s.normalize ? start(planar_forward_kernel<T, P, true, false>)
+                     : start(planar_forward_kernel<T, P, false, false>);
+}
+
+template <typename T>
+cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t stream) {
+  constexpr int64_t kBytes = sizeof(T);
+  const LineScanShape& s = call.shape;
+  const PlanarLayout l = layout_of(call);
+  const bool scratch = uses_scratch(call, l);
+  const int64_t part = static_cast<int64_t>(part_bytes(s));
+  Params p = {};
+  p.x = plane_strides(call.x, kBytes);
+  p.a = plane_strides(call.a, kBytes);
+  p.lam = plane_strides(call.lam, kBytes);
+  p.u = plane_strides(call.u, kBytes);
+  p.y = scratch ? PlaneStrides{s.channels * s.height * s.width * kBytes, s.height * s.width * kBytes, s.width * kBytes}
+                : plane_strides(call.y, kBytes);
+  p.state = plane_strides(call.state, kBytes);
+  p.channels = static_cast<int>(s.channels);
+  p.height = static_cast<int>(s.height);
+  p.width = static_cast<int>(s.width);
+  p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
+  p.parts = l.parts(s);
+  p.passes_per_part = s.num_directions / p.parts;
+  p.strip_lines = l.strip_lines;
+  while (1 << p.word_shift < l.strip_words) ++p.word_shift;
+  p.buffers = l.buffers;
+  p.buffer_bytes = static_cast<int>(l.buffer_bytes);
+  p.row_words = l.row_words;
+  p.column_bytes = l.column_bytes;
+  p.y_pitch = l.y_pitch;
+  p.borders = static_cast<int>(l.borders);
+  p.y_at = l.resident ? static_cast<int>(l.y) : 0;
+  const auto slot = [&](const auto& view, int i) {
+    return view.data == nullptr ? nullptr : static_cast<char*>(view.data) + i * view.d * kBytes;
+  };
+  for (int i = 0; i < s.num_directions; ++i) {
+    Pass& pass = p.passes[i];
+    const Direction d = s.directions[i];
+    for (int k = 0; k < 3; ++k) pass.operands[k] = slot(call.a, i) + k * call.a.k * kBytes;
+    pass.operands[kLam] = slot(call.lam, i);
+    pass.operands[kU] = slot(call.u, i);
+    pass.operands[kX] = static_cast<const char*>(call.x.data);
+    pass.y = scratch ? static_cast<char*>(workspace) + i * part
+                     : call.sum ? static_cast<char*>(call.y.data) : slot(call.y, i);
+    pass.state = slot(call.state, i);
+    pass.vertical = is_vertical(d);
+    pass.reversed = is_reversed(d);
+  }
+  const cudaError_t error = l.positions == 1   ? launch<T, 1>(p, l, s, stream)
+                            : l.positions == 2 ? launch<T, 2>(p, l, s, stream)
+                                               : launch<T, 4>(p, l, s, stream);
+  if (error != cudaSuccess || !scratch) return error;
+  const int64_t plane = s.height * s.width, count = s.batch * s.channels * plane;
+  const bool dense = (s.height == 1 || call.y.h == s.width) && (s.channels == 1 || call.y.c == plane) &&
+                     (s.batch == 1 || call.y.b == s.channels * plane) &&
+                     reinterpret_cast<uintptr_t>(call.y.data) % 16 == 0 && count * kBytes % 16 == 0;
+  if (dense) return sum_parts<T>(workspace, call.y.data, s.num_directions, part, stream);
+  sum_planes_kernel<T><<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream>>>(
+      static_cast<const char*>(workspace), part, s.num_directions, static_cast<char*>(call.y.data),
+      plane_strides(call.y, kBytes), p.channels, p.height, p.width, count);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+bool planar_forward_applies(const LineScanForward& call) {
+  const LineScanShape& s = call.shape;
+  if (s.dtype == DType::kFloat64) return false;
+  if (s.height > 1 << 20 || s.width > 1 << 20 || s.batch * s.channels * s.num_directions >= int64_t{1} << 31) {
+    return false;
+  }
+  if (s.height * s.width > 1 << 28) return false;
+  return planes(call.x, s, true) && planes(call.a, s, true) && planes(call.lam, s, true) && planes(call.u, s, true) &&
+         planes(call.y, s, false) && planes(call.state, s, false) && layout_of(call).valid;
+}
+
+size_t planar_forward_workspace(const LineScanForward& call) {
+  return uses_scratch(call, layout_of(call)) ? part_bytes(call.shape) * call.shape.num_directions : 0;
+}
+
+cudaError_t planar_forward(const LineScanForward& call, void* workspace, cudaStream_t stream) {
+  switch (call.shape.dtype) {
+    case DType::kFloat16:
+      return run<__half>(call, workspace, stream);
+    case DType::kBFloat16:
+      return run<__nv_bfloat16>(call, workspace, stream);
+    case DType::kFloat32:
+      return run<float>(call, workspace, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace cgspn::cuda
