@@ -23,7 +23,7 @@
 namespace cgspn::cuda {
 namespace {
 
-enum Operand { kLogits = 0, kLam = 3, kU, kX };
+enum Operand { kLogits = 0, kLam = 3, kU, kX, kOld };
 
 struct PlaneStrides {
   int64_t b = 0, c = 0, h = 0;
@@ -32,7 +32,7 @@ struct PlaneStrides {
 struct Pass {
   const char* operands[kPlanarOperands];
   char *y, *state;
-  bool vertical, reversed;
+  bool vertical, reversed, accumulate;
 };
 
 // Strides in bytes. Passes are numbered [part][pass of the part].
@@ -40,7 +40,7 @@ struct Params {
   Pass passes[kMaxDirections];
   PlaneStrides x, a, lam, u, y, state;
   int channels, height, width, chunk, parts, passes_per_part;
-  int strip_lines, word_shift, buffers, buffer_bytes, row_words, column_bytes, y_pitch, borders, y_at;
+  int vertical_lines, horizontal_lines, word_shift, buffers, buffer_bytes, row_words, column_bytes, y_pitch, borders, y_at;
 };
 
 __device__ __forceinline__ void copy_async(uint32_t shared, const void* global, int bytes) {
@@ -91,22 +91,25 @@ __device__ __forceinline__ void store_element(uint32_t at, float v) {
   }
 }
 
-// One plane in one direction, by all threads of the block.
-template <typename T, int P, bool kNormalize, bool kOdd, bool kVertical>
+// One plane in one direction, by all threads of the block. `kResident`: y is kept in shared memory.
+template <typename T, int P, bool kNormalize, bool kOdd, bool kResident, bool kVertical>
 struct Scan {
   static constexpr int kBytes = sizeof(T);
   [[maybe_unused]] static constexpr int kPerWord = 4 / kBytes;
+  static constexpr int kColumns = kPlanarOperands + (kResident ? 0 : 1);  // operands of a vertical strip
   static constexpr int kWordBytes = kPlanarOperands * 4;  // from a word of a horizontal strip to the next of its row
   // Two neighbouring positions of a vertical line, read as one word.
+  // Words of y a thread fetches when a strip begins, to add to when it is done; further ones it fetches then.
+  static constexpr int kOldWords = 4;
   static constexpr int kShifts = kOdd && !kVertical ? P : 1;
   static constexpr bool kPositionPairs = kVertical && kBytes == 2 && P > 1 && !kOdd;
 
   const Params& p;
-  const char* operands[kPlanarOperands];
+  const char* operands[kPlanarOperands + 1];
   char *y, *state;
   uint32_t shared;
-  int width, height;
-  bool reversed;
+  int width, height, strip_lines;
+  bool reversed, accumulate;
 
   // Row `j` of a horizontal strip; the rows of a thread lie apart, those of neighbouring threads side by side. The last
   // row serves threads beyond the line's end.
@@ -122,11 +125,11 @@ struct Scan {
 
   __device__ __forceinline__ void load(int strip, int buffer) const {
     const uint32_t to = shared + buffer * p.buffer_bytes;
-    const int first = strip * p.strip_lines;
+    const int first = strip * strip_lines;
     if constexpr (kVertical) {
-      const int bytes = min(p.strip_lines, height - first) * width * kBytes;
+      const int bytes = min(strip_lines, height - first) * width * kBytes;
 #pragma unroll
-      for (int k = 0; k < kPlanarOperands; ++k) {
+      for (int k = 0; k < kColumns; ++k) {
         if (operands[k] == nullptr) continue;
         const char* const from = operands[k] + static_cast<int64_t>(first) * width * kBytes;
         const int skip = low_bits(from, 15), end = skip + bytes;
@@ -135,7 +138,7 @@ struct Scan {
         }
       }
     } else {
-      const int bytes = min(p.strip_lines, width - first) * kBytes;
+      const int bytes = min(strip_lines, width - first) * kBytes;
       const auto copy_row = [&](int j, int w) {
         const int offset = (j * width + first) * kBytes + 4 * w;
         const uint32_t to_word = to + row_at(j) + w * kWordBytes;
@@ -179,33 +182,63 @@ struct Scan {
     }
   }
 
-  // A finished horizontal strip's outputs, which lie where `operand` was.
-  __device__ __forceinline__ void write_out(int strip, int buffer, int operand, char* out, int64_t row_stride) const {
-    const uint32_t from = shared + buffer * p.buffer_bytes + operand * 4;
-    const int first = strip * p.strip_lines, count = min(p.strip_lines, width - first);
-    out += first * kBytes;
-    if constexpr (kOdd) {
-      const int e = threadIdx.x & (p.strip_lines - 1);
-      const int shift = p.word_shift + 1;
-      if (e >= count) return;
-      for (int j = threadIdx.x >> shift; j < height; j += blockDim.x >> shift) {
-        const int place = e + row_parity(operand, j) / kBytes;
-        *reinterpret_cast<T*>(out + j * row_stride + e * kBytes) =
-            load_element<T>(from + row_at(j) + place / kPerWord * kWordBytes + place % kPerWord * kBytes);
-      }
-    } else {
-      const int w = threadIdx.x & ((1 << p.word_shift) - 1);
-      if (4 * w >= count * kBytes) return;
-      for (int j = threadIdx.x >> p.word_shift; j < height; j += blockDim.x >> p.word_shift) {
-        *reinterpret_cast<uint32_t*>(out + j * row_stride + 4 * w) = load_shared(from + row_at(j) + w * kWordBytes);
-      }
+  // Calls f(row, element, value's place in the strip) for what this thread writes of a horizontal strip: words, or single
+  // values where rows may begin in the middle of one.
+  template <typename F>
+  __device__ __forceinline__ void for_outputs(int strip, int operand, F&& f) const {
+    const int first = strip * strip_lines, count = min(strip_lines, width - first);
+    const int shift = p.word_shift + kOdd, e = (threadIdx.x & ((1 << shift) - 1)) * (kOdd ? 1 : kPerWord);
+    if (e >= count) return;
+    for (int j = threadIdx.x >> shift, i = 0; j < height; j += blockDim.x >> shift, ++i) {
+      const int place = e + row_parity(operand, j) / kBytes;
+      f(i, j, first + e, row_at(j) + place / kPerWord * kWordBytes + place % kPerWord * kBytes + operand * 4);
     }
   }
 
-  // `y_plane`: where y is kept in shared memory, added to or set; 0 where it leaves.
-  __device__ __forceinline__ void run(uint32_t y_plane, bool accumulate) const {
+  // What y holds where the first outputs of a strip will be added.
+  __device__ __forceinline__ void read_old(int strip, uint32_t (&old)[kOldWords]) const {
+    for_outputs(strip, kX, [&](int i, int j, int column, int) {
+#pragma unroll
+      for (int n = 0; n < kOldWords; ++n) {
+        if (i == n) old[n] = read_y(j, column);
+      }
+    });
+  }
+  __device__ __forceinline__ uint32_t read_y(int j, int column) const {
+    const char* const at = y + j * p.y.h + column * kBytes;
+    return kOdd ? *reinterpret_cast<const uint16_t*>(at) : *reinterpret_cast<const uint32_t*>(at);
+  }
+
+  // A finished horizontal strip's outputs, which lie where `operand` was.
+  __device__ __forceinline__ void write_out(int strip, int buffer, int operand, char* out, int64_t row_stride, bool add,
+                                            const uint32_t (&old)[kOldWords]) const {
+    for_outputs(strip, operand, [&](int i, int j, int column, int place) {
+      const uint32_t at = shared + buffer * p.buffer_bytes + place;
+      char* const to = out + j * row_stride + column * kBytes;
+      uint32_t v = kOdd ? load_shared_half(at) : load_shared(at);
+      if (add) {
+        uint32_t before = i < kOldWords ? old[0] : read_y(j, column);
+#pragma unroll
+        for (int n = 1; n < kOldWords; ++n) before = i == n ? old[n] : before;
+        float a[2], b[2];
+        unpack_word(v, a, T());
+        unpack_word(before, b, T());
+#pragma unroll
+        for (int c = 0; c < kPerWord; ++c) a[c] += b[c];
+        v = pack_word(a, T());
+      }
+      if constexpr (kOdd) {
+        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(v);
+      } else {
+        *reinterpret_cast<uint32_t*>(to) = v;
+      }
+    });
+  }
+
+  // `y_plane`: where y is kept in shared memory.
+  __device__ __forceinline__ void run(uint32_t y_plane) const {
     const int lines = kVertical ? height : width, length = kVertical ? width : height;
-    const int strips = (lines + p.strip_lines - 1) / p.strip_lines;
+    const int strips = (lines + strip_lines - 1) / strip_lines;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const int first = threadIdx.x * P;
     // [line parity][warp]: states at the left, then at the right ends of warps; 0 beyond the block.
@@ -214,6 +247,13 @@ struct Scan {
     for (int i = threadIdx.x; i < 2 * border_line; i += blockDim.x) store_shared(borders + 4 * i, 0.0f);
     if (operands[kLam] == nullptr) fill(kLam);
     if (operands[kU] == nullptr) fill(kU);
+    // Threads beyond the line's end read zeros here (in vertical strips, the line's last value), whose states stay finite
+    // and reach nobody.
+    if constexpr (!kVertical) {
+      for (int i = threadIdx.x; i < p.row_words * p.buffers; i += blockDim.x) {
+        store_shared(shared + i / p.row_words * p.buffer_bytes + row_at(height) + i % p.row_words * 4, 0.0f);
+      }
+    }
     const bool at_end = lane == 0 || lane == 31;
     uint32_t border_read = borders + 4 * (border_line + (lane == 0 ? warps + 1 + warp : warp + 1));
     uint32_t border_write = borders + 4 * (lane == 0 ? warp : warps + 1 + warp + 1);
@@ -239,12 +279,12 @@ struct Scan {
       }
     }
 
-    uint32_t columns[kPlanarOperands];
+    uint32_t columns[kColumns];
     const auto begin_strip = [&](int strip, int buffer) {
 #pragma unroll
-      for (int k = 0; k < kPlanarOperands; ++k) {
+      for (int k = 0; k < kColumns; ++k) {
         if constexpr (kVertical) {
-          const int64_t from = static_cast<int64_t>(strip) * p.strip_lines * width * kBytes;
+          const int64_t from = static_cast<int64_t>(strip) * strip_lines * width * kBytes;
           columns[k] = buffer * p.buffer_bytes + k * p.column_bytes +
                        (operands[k] == nullptr ? 0 : low_bits(operands[k] + from, 15));
         } else {
@@ -254,7 +294,7 @@ struct Scan {
     };
 
     // Of two lines: weights, what enters, output gate.
-    float w[3][2][P], input[2][P], gate[2][P], h[P] = {};
+    float w[3][2][P], input[2][P], gate[2][P], old[2][P] = {}, h[P] = {};
     const int row_bytes = width * kBytes;
     // Lines 2 m and 2 m + 1 of the strip.
     const auto prepare = [&](int m) {
@@ -307,6 +347,9 @@ struct Scan {
       read(kX, input);
       read(kLam, lam);
       read(kU, gate);
+      if constexpr (kVertical && !kResident) {
+        if (accumulate) read(kOld, old);
+      }
 #pragma unroll
       for (int k = 0; k < 3; ++k) read(k, w[k]);
 #pragma unroll
@@ -325,9 +368,15 @@ struct Scan {
       }
     };
 
-    int in_chunk = 0, line = 0;
-    // Line `e` of the strip, whose operands `prepare` has read as its line `l` of two.
-    const auto step = [&](auto of_two, int e) {
+    int in_chunk = 0;
+    const int first_line = reversed ? lines - 1 : 0;
+    // Where this thread's outputs of the present line go.
+    uint32_t y_own = y_plane + (kVertical ? first_line * p.y_pitch + first : first * p.y_pitch + first_line) * kBytes;
+    const int y_step = (reversed ? -1 : 1) * (kVertical ? p.y_pitch : 1) * kBytes;
+    char* y_line = kVertical && !kResident && y != nullptr ? y + first_line * p.y.h + first * kBytes : nullptr;
+    char* state_line = kVertical && state != nullptr ? state + first_line * p.state.h + first * kBytes : nullptr;
+    // Line 2 m + l of the strip.
+    const auto step = [&](auto of_two, int m) {
       constexpr int l = decltype(of_two)::value;
       float next[P];
 #pragma unroll
@@ -346,46 +395,53 @@ struct Scan {
       }
       if (++in_chunk == p.chunk) in_chunk = 0;
 #pragma unroll
-      for (int i = 0; i < P; ++i) h[i] = first + i < length ? next[i] : 0.0f;
+      for (int i = 0; i < P; ++i) h[i] = kNormalize || !kVertical || first + i < length ? next[i] : 0.0f;
       if (at_end) store_shared(border_write, lane == 0 ? h[0] : h[P - 1]);
       border_read ^= swap_read;
       border_write ^= swap_write;
 
 #pragma unroll
       for (int i = 0; i < P; ++i) {
-        const int j = first + i;
-        if (j >= length) continue;
-        const float out = gate[l][i] * h[i];
+        if (first + i >= length) continue;
+        const float out = fmaf(gate[l][i], h[i], kVertical && !kResident ? old[l][i] : 0.0f);
         const auto staged = [&](int operand) {
-          const int place = kOdd ? e + shifts[i % kShifts][operand] / 16 : e;
-          return own[i] + columns[operand] + place / kPerWord * kWordBytes + place % kPerWord * kBytes + 4 * operand;
+          const uint32_t pair = own[i] + columns[operand] + m * (2 / kPerWord * kWordBytes) + 4 * operand;
+          if constexpr (kOdd) {
+            const int odd = shifts[i % kShifts][operand] / 16 + l;
+            return pair + odd / 2 * kWordBytes + odd % 2 * kBytes;
+          } else {
+            return pair + l / kPerWord * kWordBytes + l % kPerWord * kBytes;
+          }
         };
-        if (y_plane != 0) {
-          const uint32_t at = y_plane + (kVertical ? line * p.y_pitch + j : j * p.y_pitch + line) * kBytes;
+        if constexpr (kResident) {
+          const uint32_t at = y_own + i * (kVertical ? 1 : p.y_pitch) * kBytes;
           store_element<T>(at, accumulate ? widen(load_element<T>(at)) + out : out);
         } else if (y != nullptr) {
           if constexpr (kVertical) {
-            reinterpret_cast<T*>(y + line * p.y.h)[j] = narrow<T>(out);
+            reinterpret_cast<T*>(y_line)[i] = narrow<T>(out);
           } else {
             store_element<T>(staged(kX), out);
           }
         }
         if (state != nullptr) {
           if constexpr (kVertical) {
-            reinterpret_cast<T*>(state + line * p.state.h)[j] = narrow<T>(h[i]);
+            reinterpret_cast<T*>(state_line)[i] = narrow<T>(h[i]);
           } else {
             store_element<T>(staged(1), h[i]);
           }
         }
       }
-      line += reversed ? -1 : 1;
+      if constexpr (kResident) y_own += y_step;
+      if constexpr (kVertical && !kResident) y_line += reversed ? -p.y.h : p.y.h;
+      if constexpr (kVertical) state_line += reversed ? -p.state.h : p.state.h;
     };
 
     const auto strip_of = [&](int i) { return reversed ? strips - 1 - i : i; };
-    const bool stages_out = !kVertical && ((y != nullptr && y_plane == 0) || state != nullptr);
-    const auto flush = [&](int i, int buffer) {
-      if (y != nullptr && y_plane == 0) write_out(strip_of(i), buffer, kX, y, p.y.h);
-      if (state != nullptr) write_out(strip_of(i), buffer, 1, state, p.state.h);
+    const bool stages_y = !kVertical && !kResident && y != nullptr, stages_state = !kVertical && state != nullptr;
+    uint32_t old_words[kOldWords] = {};
+    const auto flush = [&](int n, int buffer) {
+      if (stages_y) write_out(strip_of(n), buffer, kX, y, p.y.h, accumulate, old_words);
+      if (stages_state) write_out(strip_of(n), buffer, 1, state, p.state.h, false, old_words);
     };
     for (int i = 0; i + 1 < p.buffers; ++i) {
       if (i < strips) load(strip_of(i), i);
@@ -400,33 +456,32 @@ struct Scan {
       }
       __syncthreads();
       const int before = here == 0 ? p.buffers - 1 : here - 1;
-      if (stages_out && n > 0) {
+      if ((stages_y || stages_state) && n > 0) {
         flush(n - 1, before);
         __syncthreads();
       }
       if (n + p.buffers - 1 < strips) load(strip_of(n + p.buffers - 1), before);
       commit_copies();
 
-      const int strip = strip_of(n), first_line = strip * p.strip_lines;
-      const int count = min(p.strip_lines, lines - first_line), pairs = (count + 1) / 2;
+      const int strip = strip_of(n), count = min(strip_lines, lines - strip * strip_lines), pairs = (count + 1) / 2;
       begin_strip(strip, here);
-      line = first_line + (reversed ? count - 1 : 0);
+      if (stages_y && accumulate) read_old(strip, old_words);
       prepare(reversed ? pairs - 1 : 0);
       for (int q = 0; q < pairs; ++q) {
         const int m = reversed ? pairs - 1 - q : q;
         const bool both = 2 * m + 1 < count;
         if (!reversed) {
-          step(std::integral_constant<int, 0>(), 2 * m);
+          step(std::integral_constant<int, 0>(), m);
           if (both) {
             __syncthreads();
-            step(std::integral_constant<int, 1>(), 2 * m + 1);
+            step(std::integral_constant<int, 1>(), m);
           }
         } else {
           if (both) {
-            step(std::integral_constant<int, 1>(), 2 * m + 1);
+            step(std::integral_constant<int, 1>(), m);
             __syncthreads();
           }
-          step(std::integral_constant<int, 0>(), 2 * m);
+          step(std::integral_constant<int, 0>(), m);
         }
         if (q + 1 < pairs) {
           prepare(reversed ? m - 1 : m + 1);
@@ -436,38 +491,42 @@ struct Scan {
       here = here + 1 == p.buffers ? 0 : here + 1;
     }
     __syncthreads();
-    if (stages_out) {
+    if (stages_y || stages_state) {
       flush(strips - 1, here == 0 ? p.buffers - 1 : here - 1);
       __syncthreads();
     }
   }
 };
 
-template <typename T, int P, bool kNormalize, bool kOdd>
+template <typename T, int P, bool kNormalize, bool kOdd, bool kResident>
 __global__ void __launch_bounds__(planar_threads(P), 1) planar_forward_kernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const int part = blockIdx.x % p.parts, plane = blockIdx.x / p.parts;
-  const int64_t image = plane / p.channels, channel = plane % p.channels;
   uint32_t shared_at = shared_address(shared);
   asm volatile("" : "+r"(shared_at));  // kept in a register, not computed again at every use
-  const uint32_t y_plane_at = p.y_at > 0 ? shared_at + p.y_at : 0;
+  const int part = blockIdx.x % p.parts, plane = blockIdx.x / p.parts;
+  const int64_t image = plane / p.channels, channel = plane % p.channels;
   const auto at = [&](auto* data, const PlaneStrides& s) {
     return data == nullptr ? nullptr : data + image * s.b + channel * s.c;
   };
   for (int n = 0; n < p.passes_per_part; ++n) {
     const Pass& pass = p.passes[part * p.passes_per_part + n];
+    char* const y = at(pass.y, p.y);
     const auto run = [&](auto vertical) {
-      const Scan<T, P, kNormalize, kOdd, decltype(vertical)::value> scan{
+      constexpr bool kVertical = decltype(vertical)::value;
+      const Scan<T, P, kNormalize, kOdd, kResident, kVertical> scan{
           p,
-          {at(pass.operands[0], p.a), at(pass.operands[1], p.a), at(pass.operands[2], p.a), at(pass.operands[kLam], p.lam),
-           at(pass.operands[kU], p.u), at(pass.operands[kX], p.x)},
-          at(pass.y, p.y),
+          {at(pass.operands[0], p.a), at(pass.operands[1], p.a), at(pass.operands[2], p.a),
+           at(pass.operands[kLam], p.lam), at(pass.operands[kU], p.u), at(pass.operands[kX], p.x),
+           pass.accumulate ? y : nullptr},
+          y,
           at(pass.state, p.state),
           shared_at,
           p.width,
           p.height,
-          pass.reversed};
-      scan.run(y_plane_at, n > 0);
+          kVertical ? p.vertical_lines : p.horizontal_lines,
+          pass.reversed,
+          pass.accumulate};
+      scan.run(shared_at + p.y_at);
     };
     if (pass.vertical) {
       run(std::true_type());
@@ -475,12 +534,15 @@ __global__ void __launch_bounds__(planar_threads(P), 1) planar_forward_kernel(co
       run(std::false_type());
     }
   }
-  if (p.y_at == 0) return;
-  char* const y = at(p.passes[0].y, p.y);
-  const T* const y_plane = reinterpret_cast<const T*>(shared + p.y_at);
-  for (int row = threadIdx.x / 32; row < p.height; row += blockDim.x / 32) {
-    T* const to = reinterpret_cast<T*>(y + row * p.y.h);
-    for (int column = threadIdx.x % 32; column < p.width; column += 32) to[column] = y_plane[row * p.y_pitch + column];
+  if constexpr (kResident) {
+    char* const y = at(p.passes[0].y, p.y);
+    const T* const y_plane = reinterpret_cast<const T*>(shared + p.y_at);
+    for (int row = threadIdx.x / 32; row < p.height; row += blockDim.x / 32) {
+      T* const to = reinterpret_cast<T*>(y + row * p.y.h);
+      for (int column = threadIdx.x % 32; column < p.width; column += 32) {
+        to[column] = y_plane[row * p.y_pitch + column];
+      }
+    }
   }
 }
 
@@ -531,11 +593,12 @@ bool odd_rows(const LineScanForward& call) {
 }
 
 PlanarLayout layout_of(const LineScanForward& call) {
-  return plan_planar(call.shape, call.sum && call.y.data != nullptr, odd_rows(call));
+  const bool summed = call.sum && call.y.data != nullptr && call.shape.num_directions > 1;
+  return plan_planar(call.shape, summed, planes(call.y, call.shape, true), odd_rows(call));
 }
 
 bool uses_scratch(const LineScanForward& call, const PlanarLayout& l) {
-  return call.sum && call.y.data != nullptr && l.parts(call.shape) > 1;
+  return call.sum && call.y.data != nullptr && l.home == PlanarHome::kParts && call.shape.num_directions > 1;
 }
 
 size_t part_bytes(const LineScanShape& s) {
@@ -543,7 +606,7 @@ size_t part_bytes(const LineScanShape& s) {
   return (bytes * (s.dtype == DType::kFloat32 ? 4 : 2) + 15) / 16 * 16;
 }
 
-template <typename T, int P>
+template <typename T, int P, bool kResident>
 cudaError_t launch(const Params& p, const PlanarLayout& l, const LineScanShape& s, cudaStream_t stream) {
   const auto start = [&](auto kernel) {
     const cudaError_t error =
@@ -555,12 +618,21 @@ cudaError_t launch(const Params& p, const PlanarLayout& l, const LineScanShape& 
   };
   if constexpr (sizeof(T) == 2) {
     if (l.odd) {
-      return s.normalize ? start(planar_forward_kernel<T, P, true, true>)
-                         : start(planar_forward_kernel<T, P, false, true>);
+      return s.normalize ? start(planar_forward_kernel<T, P, true, true, kResident>)
+                         : start(planar_forward_kernel<T, P, false, true, kResident>);
     }
   }
-  return s.normalize ? start(planar_forward_kernel<T, P, true, false>)
-                     : start(planar_forward_kernel<T, P, false, false>);
+  return s.normalize ? start(planar_forward_kernel<T, P, true, false, kResident>)
+                     : start(planar_forward_kernel<T, P, false, false, kResident>);
+}
+
+template <typename T>
+cudaError_t launch(const Params& p, const PlanarLayout& l, const LineScanShape& s, cudaStream_t stream) {
+  if (l.home == PlanarHome::kShared) {
+    return l.positions == 1 ? launch<T, 1, true>(p, l, s, stream) : launch<T, 2, true>(p, l, s, stream);
+  }
+  if (l.positions == 1) return launch<T, 1, false>(p, l, s, stream);
+  return l.positions == 2 ? launch<T, 2, false>(p, l, s, stream) : launch<T, 4, false>(p, l, s, stream);
 }
 
 template <typename T>
@@ -584,15 +656,16 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
   p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
   p.parts = l.parts(s);
   p.passes_per_part = s.num_directions / p.parts;
-  p.strip_lines = l.strip_lines;
   while (1 << p.word_shift < l.strip_words) ++p.word_shift;
+  p.vertical_lines = l.vertical_lines;
+  p.horizontal_lines = l.horizontal_lines;
   p.buffers = l.buffers;
   p.buffer_bytes = static_cast<int>(l.buffer_bytes);
   p.row_words = l.row_words;
   p.column_bytes = l.column_bytes;
   p.y_pitch = l.y_pitch;
   p.borders = static_cast<int>(l.borders);
-  p.y_at = l.resident ? static_cast<int>(l.y) : 0;
+  p.y_at = static_cast<int>(l.y);
   const auto slot = [&](const auto& view, int i) {
     return view.data == nullptr ? nullptr : static_cast<char*>(view.data) + i * view.d * kBytes;
   };
@@ -608,10 +681,9 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
     pass.state = slot(call.state, i);
     pass.vertical = is_vertical(d);
     pass.reversed = is_reversed(d);
+    pass.accumulate = call.sum && i % p.passes_per_part > 0;
   }
-  const cudaError_t error = l.positions == 1   ? launch<T, 1>(p, l, s, stream)
-                            : l.positions == 2 ? launch<T, 2>(p, l, s, stream)
-                                               : launch<T, 4>(p, l, s, stream);
+  const cudaError_t error = launch<T>(p, l, s, stream);
   if (error != cudaSuccess || !scratch) return error;
   const int64_t plane = s.height * s.width, count = s.batch * s.channels * plane;
   const bool dense = (s.height == 1 || call.y.h == s.width) && (s.channels == 1 || call.y.c == plane) &&
