@@ -15,6 +15,9 @@
 // and a second kernel adds them in order.
 #include "planar_forward.cuh"
 
+#include <initializer_list>
+#include <utility>
+
 #include "async.cuh"
 #include "numerics.cuh"
 #include "planar_plan.cuh"
@@ -40,15 +43,15 @@ struct Params {
   Pass passes[kMaxDirections];
   PlaneStrides x, a, lam, u, y, state;
   int channels, height, width, chunk, parts, passes_per_part;
-  int vertical_lines, horizontal_lines, word_shift, buffers, buffer_bytes, row_words, column_bytes, y_pitch, borders, y_at;
+  const char *x_end, *a_end, *lam_end, *u_end, *y_end;  // behind the last byte that may be read
+  int vertical_lines, horizontal_lines, word_shift, buffers, buffer_bytes, piece, pieces, column_bytes, y_pitch, borders;
+  int y_at;
+  bool same_skew;  // rows of all operands begin at the same place of a 16-byte piece
 };
 
-__device__ __forceinline__ void copy_async(uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void copy_word_async(uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+// 4 bytes, through L1.
+__device__ __forceinline__ void copy_word_async(uint32_t shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
 }
 
 __device__ __forceinline__ int low_bits(const char* p, int mask) {
@@ -91,17 +94,30 @@ __device__ __forceinline__ void store_element(uint32_t at, float v) {
   }
 }
 
+// A piece of 16 or 4 bytes; behind `end`, where memory may not be the caller's, value by value.
+template <typename T>
+__device__ __forceinline__ void copy_piece(uint32_t shared, const char* from, int bytes, const char* end) {
+  if (from + bytes > end) {
+#pragma unroll 1
+    for (; from < end; from += sizeof(T), shared += sizeof(T)) {
+      store_element<T>(shared, widen(*reinterpret_cast<const T*>(from)));
+    }
+  } else if (bytes == 16) {
+    copy_async(shared, from);
+  } else {
+    copy_word_async(shared, from);
+  }
+}
+
 // One plane in one direction, by all threads of the block. `kResident`: y is kept in shared memory.
 template <typename T, int P, bool kNormalize, bool kOdd, bool kResident, bool kVertical>
 struct Scan {
   static constexpr int kBytes = sizeof(T);
   [[maybe_unused]] static constexpr int kPerWord = 4 / kBytes;
   static constexpr int kColumns = kPlanarOperands + (kResident ? 0 : 1);  // operands of a vertical strip
-  static constexpr int kWordBytes = kPlanarOperands * 4;  // from a word of a horizontal strip to the next of its row
-  // Two neighbouring positions of a vertical line, read as one word.
   // Words of y a thread fetches when a strip begins, to add to when it is done; further ones it fetches then.
   static constexpr int kOldWords = 4;
-  static constexpr int kShifts = kOdd && !kVertical ? P : 1;
+  // Two neighbouring positions of a vertical line are read as one word.
   static constexpr bool kPositionPairs = kVertical && kBytes == 2 && P > 1 && !kOdd;
 
   const Params& p;
@@ -111,19 +127,40 @@ struct Scan {
   int width, height, strip_lines;
   bool reversed, accumulate;
 
+  __device__ __forceinline__ const char* end_of(int operand) const {
+    return operand < 3 ? p.a_end : operand == kLam ? p.lam_end : operand == kU ? p.u_end : operand == kX ? p.x_end : p.y_end;
+  }
   // Row `j` of a horizontal strip; the rows of a thread lie apart, those of neighbouring threads side by side. The last
-  // row serves threads beyond the line's end.
+  // row serves threads beyond the line's end. Four rows are followed by 16 bytes, so that threads whose rows begin at
+  // the same place of a 16-byte piece read different banks.
   __device__ __forceinline__ int row_at(int j) const {
     const int per_thread = (height + P - 1) / P;
     const int slot = P == 1 ? j : j < height ? j % P * per_thread + j / P : P * per_thread;
-    return slot * p.row_words * 4;
+    return slot * kPlanarOperands * row_piece() + slot / 4 * 16;
   }
-  // 2 where the row of an operand begins in the middle of a word.
-  __device__ __forceinline__ int row_parity(int operand, int j) const {
-    return kOdd ? (low_bits(operands[operand], 2) + j * width * kBytes) & 2 : 0;
+  // Of one operand and row in a horizontal strip.
+  __device__ __forceinline__ int row_piece() const { return p.piece * p.pieces; }
+  // Bytes from where the copy of a row of a horizontal strip begins, where it is aligned, to its first value.
+  __device__ __forceinline__ int skew(int operand, int j) const {
+    return (low_bits(operands[operand], 15) + j * width * kBytes) & (p.piece - 1);
+  }
+  // The value of line `e` of a horizontal strip.
+  __device__ __forceinline__ int value_at(int operand, int j, int e) const {
+    return row_at(j) + operand * row_piece() + skew(operand, j) + e * kBytes;
   }
 
-  __device__ __forceinline__ void load(int strip, int buffer) const {
+  // Whether copies may reach 16 bytes beyond the plane.
+  __device__ __forceinline__ bool inside() const {
+    const int64_t reach = static_cast<int64_t>(height) * width * kBytes + 16;
+    bool result = true;
+#pragma unroll
+    for (int k = 0; k < kPlanarOperands + 1; ++k) result &= operands[k] == nullptr || operands[k] + reach <= end_of(k);
+    return result;
+  }
+
+  // `plain`: nothing behind the tensors is within reach and, for horizontal strips, the rows of all operands begin at
+  // the same place of a 16-byte piece.
+  __device__ __forceinline__ void load(int strip, int buffer, bool plain) const {
     const uint32_t to = shared + buffer * p.buffer_bytes;
     const int first = strip * strip_lines;
     if constexpr (kVertical) {
@@ -131,67 +168,73 @@ struct Scan {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         if (operands[k] == nullptr) continue;
-        const char* const from = operands[k] + static_cast<int64_t>(first) * width * kBytes;
-        const int skip = low_bits(from, 15), end = skip + bytes;
-        for (int at = threadIdx.x * 16; at < end; at += blockDim.x * 16) {
-          copy_async(to + k * p.column_bytes + at, from - skip + at, min(16, end - at));
+        const char* from = operands[k] + static_cast<int64_t>(first) * width * kBytes;
+        const int skip = low_bits(from, 15);
+        from -= skip;
+        const uint32_t to_column = to + k * p.column_bytes;
+        if (plain) {
+#pragma unroll 2
+          for (int at = threadIdx.x * 16; at < skip + bytes; at += blockDim.x * 16) copy_async(to_column + at, from + at);
+        } else {
+#pragma unroll 1
+          for (int at = threadIdx.x * 16; at < skip + bytes; at += blockDim.x * 16) {
+            copy_piece<T>(to_column + at, from + at, 16, end_of(k));
+          }
         }
       }
     } else {
       const int bytes = min(strip_lines, width - first) * kBytes;
-      const auto copy_row = [&](int j, int w) {
-        const int offset = (j * width + first) * kBytes + 4 * w;
-        const uint32_t to_word = to + row_at(j) + w * kWordBytes;
-        if constexpr (kOdd) {
+      const int rows = blockDim.x / p.pieces, piece = threadIdx.x % p.pieces * p.piece;
+      int j = threadIdx.x / p.pieces;
+      if (j >= rows) return;
+      if (plain) {
+#pragma unroll 1
+        for (; j < height; j += rows) {
+          const int before = skew(kX, j), offset = (j * width + first) * kBytes - before + piece;
+          if (piece >= before + bytes) continue;
+          uint32_t to_row = to + row_at(j) + piece;
 #pragma unroll
-          for (int k = 0; k < kPlanarOperands; ++k) {
-            if (operands[k] == nullptr) continue;
-            const int skip = row_parity(k, j), left = skip + bytes - 4 * w;
-            if (left > 0) copy_word_async(to_word + 4 * k, operands[k] + offset - skip, min(4, left));
-          }
-        } else if (4 * w < bytes) {
-#pragma unroll
-          for (int k = 0; k < kPlanarOperands; ++k) {
-            if (operands[k] != nullptr) copy_word_async(to_word + 4 * k, operands[k] + offset, 4);
+          for (int k = 0; k < kPlanarOperands; ++k, to_row += row_piece()) {
+            if (operands[k] != nullptr) copy_async(to_row, operands[k] + offset);
           }
         }
-      };
-      const int word = threadIdx.x & ((1 << p.word_shift) - 1);
-      for (int j = threadIdx.x >> p.word_shift; j < height; j += blockDim.x >> p.word_shift) copy_row(j, word);
-      if constexpr (kOdd) {
-        for (int j = threadIdx.x; j < height; j += blockDim.x) copy_row(j, 1 << p.word_shift);
+        return;
+      }
+#pragma unroll 1
+      for (; j < height; j += rows) {
+        const uint32_t to_row = to + row_at(j) + piece;
+#pragma unroll
+        for (int k = 0; k < kPlanarOperands; ++k) {
+          const int before = skew(k, j);
+          if (operands[k] == nullptr || piece >= before + bytes) continue;
+          copy_piece<T>(to_row + k * row_piece(), operands[k] + (j * width + first) * kBytes - before + piece, p.piece,
+                        end_of(k));
+        }
       }
     }
   }
 
   // Ones in place of an absent gate, in all buffers.
   __device__ __forceinline__ void fill(int operand) const {
-    const uint32_t one = *reinterpret_cast<const uint32_t*>(ones<T>());
+    const float one = __uint_as_float(*reinterpret_cast<const uint32_t*>(ones<T>()));
+    const int words = (kVertical ? p.column_bytes : row_piece()) / 4, rows = kVertical ? 1 : height;
     for (int b = 0; b < p.buffers; ++b) {
-      const uint32_t to = shared + b * p.buffer_bytes + (kVertical ? operand * p.column_bytes : operand * 4);
-      const int step = kVertical ? 4 : kWordBytes;
-      const int count = (kVertical ? p.column_bytes : p.buffer_bytes) / step;
-      if constexpr (kVertical) {
-        for (int i = threadIdx.x; i < count; i += blockDim.x) store_shared(to + 4 * i, __uint_as_float(one));
-      } else {
-        const int words = p.row_words / kPlanarOperands;
-        for (int i = threadIdx.x; i < height * words; i += blockDim.x) {
-          store_shared(to + row_at(i / words) + i % words * kWordBytes, __uint_as_float(one));
-        }
+      const uint32_t to = shared + b * p.buffer_bytes + operand * words * 4;
+      for (int i = threadIdx.x; i < rows * words; i += blockDim.x) {
+        store_shared(to + (kVertical ? 0 : row_at(i / words)) + i % words * 4, one);
       }
     }
   }
 
-  // Calls f(row, element, value's place in the strip) for what this thread writes of a horizontal strip: words, or single
-  // values where rows may begin in the middle of one.
+  // Calls f(count so far, row, column, place in the strip) for what this thread writes of a horizontal strip: words, or
+  // single values where rows may begin in the middle of one.
   template <typename F>
   __device__ __forceinline__ void for_outputs(int strip, int operand, F&& f) const {
     const int first = strip * strip_lines, count = min(strip_lines, width - first);
     const int shift = p.word_shift + kOdd, e = (threadIdx.x & ((1 << shift) - 1)) * (kOdd ? 1 : kPerWord);
     if (e >= count) return;
     for (int j = threadIdx.x >> shift, i = 0; j < height; j += blockDim.x >> shift, ++i) {
-      const int place = e + row_parity(operand, j) / kBytes;
-      f(i, j, first + e, row_at(j) + place / kPerWord * kWordBytes + place % kPerWord * kBytes + operand * 4);
+      f(i, j, first + e, value_at(operand, j, e));
     }
   }
 
@@ -250,8 +293,9 @@ struct Scan {
     // Threads beyond the line's end read zeros here (in vertical strips, the line's last value), whose states stay finite
     // and reach nobody.
     if constexpr (!kVertical) {
-      for (int i = threadIdx.x; i < p.row_words * p.buffers; i += blockDim.x) {
-        store_shared(shared + i / p.row_words * p.buffer_bytes + row_at(height) + i % p.row_words * 4, 0.0f);
+      const int words = kPlanarOperands * row_piece() / 4;
+      for (int i = threadIdx.x; i < words * p.buffers; i += blockDim.x) {
+        store_shared(shared + i / words * p.buffer_bytes + row_at(height) + i % words * 4, 0.0f);
       }
     }
     const bool at_end = lane == 0 || lane == 31;
@@ -265,17 +309,27 @@ struct Scan {
     const float left_mask = has_left ? 1.0f : 0.0f;
     const uint32_t left_bits = has_left ? 0xffffffffu : kPositionPairs ? 0xffff0000u : 0u;
     float right_mask[P];
-    uint32_t right_bits[P], own[P], shifts[kShifts][kPlanarOperands];
+    uint32_t right_bits[P];
+    // Words of this thread's values: in vertical strips by position, in horizontal ones by row and operand, with the
+    // shift that brings the first of two values down.
+    constexpr int kPlaces = kVertical ? 1 : kPlanarOperands;
+    uint32_t own[P][kPlaces], shifts[kOdd ? P : 1][kPlaces];
 #pragma unroll
     for (int i = 0; i < P; ++i) {
       const int j = first + i;
       right_mask[i] = j + 1 < length ? 1.0f : 0.0f;
       right_bits[i] = j + 1 < length ? 0xffffffffu : 0u;
-      own[i] = shared + (kVertical ? min(j, length - 1 - (kPositionPairs && i % 2 == 0)) * kBytes
-                                   : row_at(min(j, length)));
-      if constexpr (kOdd && !kVertical) {
+      if constexpr (kVertical) {
+        own[i][0] = shared + min(j, length - 1 - (kPositionPairs && i % 2 == 0)) * kBytes;
+      } else {
 #pragma unroll
-        for (int k = 0; k < kPlanarOperands; ++k) shifts[i][k] = row_parity(k, min(j, length - 1)) * 8;
+        for (int k = 0; k < kPlaces; ++k) {
+          own[i][k] = shared + value_at(k, min(j, length), 0);
+          if constexpr (kOdd) {
+            shifts[i][k] = own[i][k] % 4 * 8;
+            own[i][k] -= own[i][k] % 4;
+          }
+        }
       }
     }
 
@@ -311,7 +365,7 @@ struct Scan {
           for (int l = 0; l < 2; ++l) {
 #pragma unroll
             for (int i = 0; i < P; i += 2) {
-              unpack_word(refine(load_shared(own[i] + columns[k] + (2 * m + l) * row_bytes), i), &v[l][i], T());
+              unpack_word(refine(load_shared(own[i][0] + columns[k] + (2 * m + l) * row_bytes), i), &v[l][i], T());
             }
           }
         } else {
@@ -319,7 +373,7 @@ struct Scan {
           for (int i = 0; i < P; ++i) {
             float pair[2];
             if constexpr (kVertical) {
-              const uint32_t at = own[i] + columns[k] + 2 * m * row_bytes;
+              const uint32_t at = own[i][0] + columns[k] + 2 * m * row_bytes;
               if constexpr (kBytes == 4) {
                 unpack_word(refine(load_shared(at), i), pair, T());
                 unpack_word(refine(load_shared(at + row_bytes), i), pair + 1, T());
@@ -327,12 +381,13 @@ struct Scan {
                 unpack_word(refine(load_shared_half(at) | load_shared_half(at + row_bytes) << 16, i), pair, T());
               }
             } else {
-              const uint32_t at = own[i] + columns[k] + m * (2 / kPerWord * kWordBytes) + 4 * k;
+              const uint32_t at = own[i][kVertical ? 0 : k] + columns[k] + 2 * m * kBytes;
               if constexpr (kBytes == 4) {
                 unpack_word(refine(load_shared(at), i), pair, T());
-                unpack_word(refine(load_shared(at + kWordBytes), i), pair + 1, T());
+                unpack_word(refine(load_shared(at + 4), i), pair + 1, T());
               } else if constexpr (kOdd) {
-                const uint32_t both = __funnelshift_r(load_shared(at), load_shared(at + kWordBytes), shifts[i][k]);
+                const uint32_t both =
+                    __funnelshift_r(load_shared(at), load_shared(at + 4), shifts[i][kVertical ? 0 : k]);
                 unpack_word(refine(both, i), pair, T());
               } else {
                 unpack_word(refine(load_shared(at), i), pair, T());
@@ -405,13 +460,8 @@ struct Scan {
         if (first + i >= length) continue;
         const float out = fmaf(gate[l][i], h[i], kVertical && !kResident ? old[l][i] : 0.0f);
         const auto staged = [&](int operand) {
-          const uint32_t pair = own[i] + columns[operand] + m * (2 / kPerWord * kWordBytes) + 4 * operand;
-          if constexpr (kOdd) {
-            const int odd = shifts[i % kShifts][operand] / 16 + l;
-            return pair + odd / 2 * kWordBytes + odd % 2 * kBytes;
-          } else {
-            return pair + l / kPerWord * kWordBytes + l % kPerWord * kBytes;
-          }
+          const int place = kVertical ? 0 : operand;
+          return own[i][place] + columns[operand] + (2 * m + l) * kBytes + (kOdd ? shifts[i % (kOdd ? P : 1)][place] / 8 : 0);
         };
         if constexpr (kResident) {
           const uint32_t at = y_own + i * (kVertical ? 1 : p.y_pitch) * kBytes;
@@ -443,16 +493,17 @@ struct Scan {
       if (stages_y) write_out(strip_of(n), buffer, kX, y, p.y.h, accumulate, old_words);
       if (stages_state) write_out(strip_of(n), buffer, 1, state, p.state.h, false, old_words);
     };
+    const bool plain = inside() && (kVertical || p.same_skew);
     for (int i = 0; i + 1 < p.buffers; ++i) {
-      if (i < strips) load(strip_of(i), i);
+      if (i < strips) load(strip_of(i), i, plain);
       commit_copies();
     }
     int here = 0;
     for (int n = 0; n < strips; ++n) {
-      if (p.buffers == 2) {
-        wait_copies<0>();
-      } else {
+      if (p.buffers == 3) {
         wait_copies<1>();
+      } else {
+        wait_copies<0>();
       }
       __syncthreads();
       const int before = here == 0 ? p.buffers - 1 : here - 1;
@@ -460,8 +511,12 @@ struct Scan {
         flush(n - 1, before);
         __syncthreads();
       }
-      if (n + p.buffers - 1 < strips) load(strip_of(n + p.buffers - 1), before);
+      if (n + p.buffers - 1 < strips) load(strip_of(n + p.buffers - 1), before, plain);
       commit_copies();
+      if (p.buffers == 1) {
+        wait_copies<0>();
+        __syncthreads();
+      }
 
       const int strip = strip_of(n), count = min(strip_lines, lines - strip * strip_lines), pairs = (count + 1) / 2;
       begin_strip(strip, here);
@@ -572,29 +627,62 @@ bool planes(const View& v, const LineScanShape& s, bool dense) {
          ((v.w == 1 || s.width == 1) && (!dense || s.height == 1 || v.h == s.width));
 }
 
-// Whether a row may begin in the middle of a 4-byte word.
-bool odd_rows(const LineScanForward& call) {
+// The largest power of two, at most 16, that divides the addresses of all rows of these tensors.
+int row_alignment(const LineScanForward& call, bool inputs) {
   const LineScanShape& s = call.shape;
-  if (s.dtype == DType::kFloat32) return false;
-  const auto odd = [&](const void* data, std::initializer_list<int64_t> strides) {
-    if (data == nullptr) return false;
-    bool result = reinterpret_cast<uintptr_t>(data) % 4 != 0;
-    for (const int64_t stride : strides) result |= stride % 2 != 0;
-    return result;
+  const int64_t bytes = s.dtype == DType::kFloat32 ? 4 : 2;
+  int64_t bits = 16;
+  const auto include = [&](const void* data, std::initializer_list<std::pair<int64_t, int64_t>> strides) {
+    if (data == nullptr) return;
+    bits |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
+    for (const auto& [size, stride] : strides) bits |= size > 1 ? stride * bytes : 0;
   };
-  const int64_t d = s.num_directions > 1;
-  const int64_t h = s.height > 1, b = s.batch > 1, c = s.channels > 1;
-  return s.width % 2 != 0 || odd(call.x.data, {b * call.x.b, c * call.x.c}) ||
-         odd(call.a.data, {b * call.a.b, d * call.a.d, call.a.k, c * call.a.c}) ||
-         odd(call.lam.data, {b * call.lam.b, d * call.lam.d, c * call.lam.c}) ||
-         odd(call.u.data, {b * call.u.b, d * call.u.d, c * call.u.c}) ||
-         odd(call.y.data, {b * call.y.b, d * call.y.d, c * call.y.c, h * call.y.h}) ||
-         odd(call.state.data, {b * call.state.b, d * call.state.d, c * call.state.c, h * call.state.h});
+  const int64_t d = s.num_directions;
+  if (inputs) {
+    bits |= s.width * bytes;
+    include(call.x.data, {{s.batch, call.x.b}, {s.channels, call.x.c}});
+    include(call.a.data, {{s.batch, call.a.b}, {d, call.a.d}, {3, call.a.k}, {s.channels, call.a.c}});
+    include(call.lam.data, {{s.batch, call.lam.b}, {d, call.lam.d}, {s.channels, call.lam.c}});
+    include(call.u.data, {{s.batch, call.u.b}, {d, call.u.d}, {s.channels, call.u.c}});
+  } else {
+    const int64_t y_d = call.sum ? 1 : d;
+    include(call.y.data, {{s.batch, call.y.b}, {y_d, call.y.d}, {s.channels, call.y.c}, {s.height, call.y.h}});
+    include(call.state.data,
+            {{s.batch, call.state.b}, {d, call.state.d}, {s.channels, call.state.c}, {s.height, call.state.h}});
+  }
+  return static_cast<int>(bits & -bits);
+}
+
+// Whether the same row of any operand of any direction begins at the same place of a 16-byte piece.
+bool same_skew(const LineScanForward& call) {
+  const LineScanShape& s = call.shape;
+  const int64_t bytes = s.dtype == DType::kFloat32 ? 4 : 2;
+  int64_t bits = 0;
+  const auto include = [&](const auto& v) {
+    if (v.data == nullptr) return;
+    bits |= static_cast<int64_t>(reinterpret_cast<uintptr_t>(v.data) - reinterpret_cast<uintptr_t>(call.x.data));
+    bits |= s.batch > 1 ? (v.b - call.x.b) * bytes : 0;
+    bits |= s.channels > 1 ? (v.c - call.x.c) * bytes : 0;
+    bits |= s.num_directions > 1 ? v.d * bytes : 0;
+  };
+  include(call.a);
+  include(call.lam);
+  include(call.u);
+  return (bits | call.a.k * bytes) % 16 == 0;
+}
+
+// Behind the last value of a tensor whose rows are dense.
+template <typename View>
+const char* end_of(const View& v, const LineScanShape& s, int64_t offset) {
+  if (v.data == nullptr) return nullptr;
+  const int64_t values = offset + (s.batch - 1) * v.b + (s.channels - 1) * v.c + s.height * s.width;
+  return static_cast<const char*>(v.data) + values * (s.dtype == DType::kFloat32 ? 4 : 2);
 }
 
 PlanarLayout layout_of(const LineScanForward& call) {
   const bool summed = call.sum && call.y.data != nullptr && call.shape.num_directions > 1;
-  return plan_planar(call.shape, summed, planes(call.y, call.shape, true), odd_rows(call));
+  return plan_planar(call.shape, summed, planes(call.y, call.shape, true), row_alignment(call, true),
+                     row_alignment(call, false));
 }
 
 bool uses_scratch(const LineScanForward& call, const PlanarLayout& l) {
@@ -656,12 +744,20 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
   p.chunk = static_cast<int>(std::min<int64_t>(s.chunk, 1 << 30));
   p.parts = l.parts(s);
   p.passes_per_part = s.num_directions / p.parts;
-  while (1 << p.word_shift < l.strip_words) ++p.word_shift;
+  while (4 << p.word_shift < l.horizontal_lines * kBytes) ++p.word_shift;
+  const int64_t last = s.num_directions - 1;
+  p.x_end = end_of(call.x, s, 0);
+  p.a_end = end_of(call.a, s, last * call.a.d + 2 * call.a.k);
+  p.lam_end = end_of(call.lam, s, last * call.lam.d);
+  p.u_end = end_of(call.u, s, last * call.u.d);
+  p.y_end = end_of(call.y, s, 0);
   p.vertical_lines = l.vertical_lines;
   p.horizontal_lines = l.horizontal_lines;
   p.buffers = l.buffers;
   p.buffer_bytes = static_cast<int>(l.buffer_bytes);
-  p.row_words = l.row_words;
+  p.piece = l.piece;
+  p.same_skew = l.piece == 16 && same_skew(call);
+  p.pieces = l.pieces;
   p.column_bytes = l.column_bytes;
   p.y_pitch = l.y_pitch;
   p.borders = static_cast<int>(l.borders);
