@@ -11,7 +11,7 @@ namespace cgspn::cuda {
 
 constexpr int kPlanarOperands = 6;
 // By positions a thread; fewer threads leave more registers to each.
-constexpr int planar_threads(int positions) { return positions < 4 ? 512 : 1024; }
+constexpr int planar_threads(int positions) { return positions == 1 ? 768 : positions == 2 ? 512 : 1024; }
 
 // Where the directions are summed: nowhere or by a second kernel, one block a direction; or one block scans all
 // directions of its plane and adds in y, or in shared memory.
