@@ -181,5 +181,7 @@ CASES = [
     ),
     Case((2, 16, 8, 11), reduce="none", gates=(False, False), affinity_channels=1, normalize=False),
     Case((1, 4, 3, 1100), layout="channels_last"),
+    *(Case((2, 200, h, w), affinity_channels=ca) for h, w, ca in ((6, 8, None), (3, 5, 1))),
+    Case((2, 201, 4, 7), directions=("rl", "tb", "lr"), gates=(False, False), chunk=3),
     *(Case((2, 1, 19, 23), layout=layout) for layout in LAYOUTS[1:4]),
 ]

@@ -19,6 +19,8 @@ pytestmark = [
 CASES = [  # one for each family of kernels
     Case((2, 64, 40, 23), layout="channels_last"),
     Case((2, 5, 17, 23)),
+    Case((2, 210, 9, 12)),
+    Case((2, 5, 17, 23), layout="sliced"),
     Case((2, 32, 17, 23), affinity_channels=1, layout="channels_last"),
     Case((2, 32, 17, 23), affinity_channels=1, layout="padded"),
     Case((4, 1, 17, 23), directions=("lr", "tb"), layout="channels_last"),

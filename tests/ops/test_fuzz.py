@@ -21,6 +21,11 @@ LONG = [  # lines beyond a block of threads, beyond a cluster of blocks and beyo
     Case((1, 1, 70000, 2), directions=("lr", "rl"), layout="channels_last"),
     Case((1, 3, 2, 70000), directions=("tb",), affinity_channels=1),
     Case((1, 64, 3, 700), affinity_channels=1, layout="padded"),
+    Case((1, 2, 2, 700)),  # the same for planes
+    Case((1, 1, 1024, 17), directions=("rl", "bt")),
+    Case((1, 1, 1025, 5), directions=("lr", "tb")),
+    Case((1, 1, 4096, 2), directions=("lr",)),
+    Case((1, 1, 2, 4097), directions=("bt",)),
 ]
 
 

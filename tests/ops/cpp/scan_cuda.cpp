@@ -93,6 +93,8 @@ int main(int argc, char** argv) {
   right &= check_dtypes({.b = 1, .c = 16, .h = 5, .w = 9, .directions = 1, .sum = false, .normalize = false});
   right &= check_dtypes({.b = 1, .c = 8, .h = 2, .w = 3100, .directions = 2});  // a line over several blocks
   right &= check_dtypes({.b = 1, .c = 1152, .h = 3, .w = 5});
+  right &= check_dtypes({.b = 2, .c = 200, .h = 5, .w = 7, .channels_last = false});
+  right &= check_dtypes({.b = 1, .c = 2, .h = 40, .w = 900, .channels_last = false});
   std::printf("cuda kernels: %s\n", right ? "right" : "WRONG");
   return right ? 0 : 1;
 }

@@ -5,8 +5,8 @@
 // double-buffered shared memory, with one barrier a line. Operands come through a ring of strips of some lines
 // (planar_strips.cuh); two lines are read, and their weights made, at once.
 //
-// Sum over directions: a block that scans all of them adds in shared memory and writes y once, or adds to y in place;
-// with a block a direction each goes to scratch and a second kernel adds them in order.
+// Sum over directions: a block that scans all of them adds in shared memory and writes y once; with a block a direction
+// each goes to scratch and a second kernel adds them in order.
 #include "planar_forward.cuh"
 
 #include <initializer_list>
@@ -37,13 +37,15 @@ __global__ void __launch_bounds__(planar_threads(P), 1) planar_forward_kernel(co
           p,
           {at(pass.operands[kLeftLogit], p.a), at(pass.operands[kMiddleLogit], p.a),
            at(pass.operands[kRightLogit], p.a), at(pass.operands[kLam], p.lam), at(pass.operands[kU], p.u),
-           at(pass.operands[kX], p.x), kVertical && !kResident && pass.accumulate ? y : nullptr},
+           at(pass.operands[kX], p.x)},
           y,
           at(pass.state, p.state),
           shared_at,
           p.width,
           p.height,
           kVertical ? p.vertical_lines : p.horizontal_lines,
+          kVertical ? p.vertical_buffers : p.horizontal_buffers,
+          kVertical ? p.vertical_bytes : p.horizontal_bytes,
           pass.reversed,
           pass.accumulate}};
       scan.run(shared_at + p.y_at);
@@ -146,12 +148,11 @@ const char* end_of(const View& v, const LineScanShape& s, int64_t offset) {
 
 PlanarLayout layout_of(const LineScanForward& call) {
   const bool summed = call.sum && call.y.data != nullptr && call.shape.num_directions > 1;
-  return plan_planar(call.shape, summed, planes(call.y, call.shape, true), row_alignment(call, true),
-                     row_alignment(call, false));
+  return plan_planar(call.shape, summed, row_alignment(call, true), row_alignment(call, false));
 }
 
 bool uses_scratch(const LineScanForward& call, const PlanarLayout& l) {
-  return call.sum && call.y.data != nullptr && l.home == PlanarHome::kParts && call.shape.num_directions > 1;
+  return call.sum && call.y.data != nullptr && !l.resident && call.shape.num_directions > 1;
 }
 
 size_t part_bytes(const LineScanShape& s) {
@@ -161,7 +162,8 @@ size_t part_bytes(const LineScanShape& s) {
 
 template <typename T, int P, bool kResident>
 cudaError_t launch(const PlanarParams& p, const PlanarLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  auto kernel = planar_forward_kernel<T, P, false, kResident>;
+  // Long lines always take the kernel that serves every row.
+  auto kernel = planar_forward_kernel<T, P, (P == 4 && sizeof(T) == 2), kResident>;
   if constexpr (sizeof(T) == 2) {
     if (l.odd) kernel = planar_forward_kernel<T, P, true, kResident>;
   }
@@ -174,9 +176,7 @@ cudaError_t launch(const PlanarParams& p, const PlanarLayout& l, const LineScanS
 
 template <typename T>
 cudaError_t launch(const PlanarParams& p, const PlanarLayout& l, const LineScanShape& s, cudaStream_t stream) {
-  if (l.home == PlanarHome::kShared) {
-    return l.positions == 1 ? launch<T, 1, true>(p, l, s, stream) : launch<T, 2, true>(p, l, s, stream);
-  }
+  if (l.resident) return launch<T, 1, true>(p, l, s, stream);
   if (l.positions == 1) return launch<T, 1, false>(p, l, s, stream);
   return l.positions == 2 ? launch<T, 2, false>(p, l, s, stream) : launch<T, 4, false>(p, l, s, stream);
 }
@@ -209,11 +209,12 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
   p.a_end = end_of(call.a, s, last * call.a.d + 2 * call.a.k);
   p.lam_end = end_of(call.lam, s, last * call.lam.d);
   p.u_end = end_of(call.u, s, last * call.u.d);
-  p.y_end = end_of(call.y, s, 0);
   p.vertical_lines = l.vertical_lines;
   p.horizontal_lines = l.horizontal_lines;
-  p.buffers = l.buffers;
-  p.buffer_bytes = static_cast<int>(l.buffer_bytes);
+  p.vertical_buffers = l.vertical_buffers;
+  p.vertical_bytes = l.vertical_bytes;
+  p.horizontal_buffers = l.horizontal_buffers;
+  p.horizontal_bytes = l.horizontal_bytes;
   p.piece = l.piece;
   p.same_skew = l.piece == 16 && same_skew(call);
   p.pieces = l.pieces;
@@ -236,7 +237,7 @@ cudaError_t run(const LineScanForward& call, void* workspace, cudaStream_t strea
     pass.state = slot(call.state, i);
     pass.vertical = is_vertical(d);
     pass.reversed = is_reversed(d);
-    pass.accumulate = call.sum && i % p.passes_per_part > 0;
+    pass.accumulate = i % p.passes_per_part > 0;
   }
   const cudaError_t error = launch<T>(p, l, s, stream);
   if (error != cudaSuccess || !scratch) return error;

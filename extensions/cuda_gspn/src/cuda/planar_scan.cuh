@@ -32,23 +32,23 @@ __device__ __forceinline__ uint32_t at_least(uint32_t word, uint32_t floor) {
 template <typename T, int P, bool kOdd, bool kResident, bool kVertical>
 struct PlanarScan : PlanarStrips<T, P, kOdd, kVertical> {
   using Strips = PlanarStrips<T, P, kOdd, kVertical>;
-  using Strips::accumulate, Strips::height, Strips::kBytes, Strips::kPerWord, Strips::operands, Strips::p,
+  using Strips::accumulate, Strips::buffer_bytes, Strips::buffers, Strips::height, Strips::kBytes, Strips::kPerWord, Strips::operands, Strips::p,
       Strips::reversed, Strips::shared, Strips::state, Strips::strip_lines, Strips::width, Strips::y;
 
   // Two neighbouring positions of a vertical line are read as one word.
   static constexpr bool kPositionPairs = kVertical && kBytes == 2 && P > 1 && !kOdd;
-  static constexpr int kColumns = kVertical ? kPlanarOperands + !kResident : 1;
+  static constexpr int kColumns = kVertical ? kPlanarOperands : 1;
   static constexpr int kPlaces = kVertical ? 1 : kPlanarOperands;
 
   // What a thread holds: masks of neighbours outside the line; the words of its values, in vertical strips by position,
   // in horizontal ones by row and operand, with the shift that brings the first of two values down; of two lines the
-  // weights, what enters, the output gate and what y held.
+  // weights, what enters and the output gate.
   struct Thread {
     float left_mask, right_mask[P];
     uint32_t floor;  // of logits, -inf where weights are given
     uint32_t left_bits, right_bits[P];
     uint32_t own[P][kPlaces], shifts[kOdd ? P : 1][kPlaces], columns[kColumns];
-    float w[3][2][P], input[2][P], gate[2][P], old[2][P] = {};
+    float w[3][2][P], input[2][P], gate[2][P];
   };
 
   __device__ __forceinline__ void begin(Thread& t, int first, int length) const {
@@ -127,9 +127,6 @@ struct PlanarScan : PlanarStrips<T, P, kOdd, kVertical> {
     read<kX>(t, m, t.input);
     read<kLam>(t, m, lam);
     read<kU>(t, m, t.gate);
-    if constexpr (kVertical && !kResident) {
-      if (accumulate) read<kOld>(t, m, t.old);
-    }
     read<kLeftLogit>(t, m, t.w[0]);
     read<kMiddleLogit>(t, m, t.w[1]);
     read<kRightLogit>(t, m, t.w[2]);
@@ -209,7 +206,7 @@ struct PlanarScan : PlanarStrips<T, P, kOdd, kVertical> {
 #pragma unroll
       for (int i = 0; i < P; ++i) {
         if (first + i >= length) continue;
-        const float out = fmaf(t.gate[l][i], h[i], kVertical && !kResident ? t.old[l][i] : 0.0f);
+        const float out = t.gate[l][i] * h[i];
         const auto staged = [&](int operand) {
           const int place = operand % kPlaces;
           return t.own[i][place] + t.columns[0] + (2 * m + l) * kBytes +
@@ -243,36 +240,30 @@ struct PlanarScan : PlanarStrips<T, P, kOdd, kVertical> {
     const bool plain = this->inside() && (kVertical || p.same_skew);
     const bool stages_y = !kVertical && !kResident && y != nullptr, stages_state = !kVertical && state != nullptr;
     const auto strip_of = [&](int n) { return reversed ? strips - 1 - n : n; };
-    uint32_t old_words[Strips::kOldWords] = {};
-    for (int n = 1 - p.buffers; n <= strips; ++n) {
+    for (int n = 1 - buffers; n <= strips; ++n) {
       if (n >= 0) {
-        if (p.buffers == 3) {
-          wait_copies<1>();
-        } else {
-          wait_copies<0>();
-        }
+        wait_copies<0>();
         __syncthreads();
       }
       if ((stages_y || stages_state) && n > 0) {
-        const int buffer = (n - 1) % p.buffers;
-        if (stages_y) this->write_out(strip_of(n - 1), buffer, kX, old_words);
-        if (stages_state) this->write_out(strip_of(n - 1), buffer, kMiddleLogit, old_words);
+        const int buffer = (n - 1) % buffers;
+        if (stages_y) this->write_out(strip_of(n - 1), buffer, kX);
+        if (stages_state) this->write_out(strip_of(n - 1), buffer, kMiddleLogit);
         __syncthreads();
       }
-      const int ahead = n + p.buffers - 1;
-      if (ahead < strips) this->load(strip_of(ahead), ahead % p.buffers, plain);
+      const int ahead = n + buffers - 1;
+      if (ahead < strips) this->load(strip_of(ahead), ahead % buffers, plain);
       commit_copies();
       if (n < 0 || n == strips) continue;
-      if (p.buffers == 1) {
+      if (buffers == 1) {
         wait_copies<0>();
         __syncthreads();
       }
 
       const int strip = strip_of(n), count = min(strip_lines, lines - strip * strip_lines), pairs = (count + 1) / 2;
-      const int buffer_at = n % p.buffers * p.buffer_bytes;
+      const int buffer_at = n % buffers * buffer_bytes;
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) t.columns[k] = buffer_at + (kVertical ? this->column_at(k, strip) : 0);
-      if (stages_y && accumulate) this->read_old(strip, old_words);
       for (int q = -1; q < pairs; ++q) {
         const int m = reversed ? pairs - 1 - q : q;
         if (q >= 0) {

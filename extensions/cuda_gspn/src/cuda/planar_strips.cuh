@@ -13,7 +13,7 @@
 
 namespace cgspn::cuda {
 
-enum PlanarOperand { kLeftLogit, kMiddleLogit, kRightLogit, kLam, kU, kX, kOld };
+enum PlanarOperand { kLeftLogit, kMiddleLogit, kRightLogit, kLam, kU, kX };
 
 // In bytes.
 struct PlaneStrides {
@@ -30,10 +30,11 @@ struct PlanarPass {
 struct PlanarParams {
   PlanarPass passes[kMaxDirections];
   PlaneStrides x, a, lam, u, y, state;
-  const char *x_end, *a_end, *lam_end, *u_end, *y_end;  // behind the last byte that may be read
+  const char *x_end, *a_end, *lam_end, *u_end;  // behind the last byte that may be read
   int channels, height, width, chunk, parts, passes_per_part;
-  int vertical_lines, horizontal_lines, word_shift, buffers, buffer_bytes, piece, pieces, column_bytes, y_pitch, borders;
-  int y_at;
+  int vertical_lines, vertical_buffers, vertical_bytes, column_bytes;
+  int horizontal_lines, horizontal_buffers, horizontal_bytes, word_shift, piece, pieces;
+  int y_pitch, borders, y_at;
   bool normalize;
   bool same_skew;  // the same row of all operands begins at the same place of a 16-byte piece
 };
@@ -95,22 +96,16 @@ template <typename T, int P, bool kOdd, bool kVertical>
 struct PlanarStrips {
   static constexpr int kBytes = sizeof(T);
   static constexpr int kPerWord = 4 / kBytes;
-  // Words of y a thread fetches when a strip begins, to add to when it is done; further ones it fetches then.
-  static constexpr int kOldWords = 4;
 
   const PlanarParams& p;
-  const char* operands[kPlanarOperands + 1];
+  const char* operands[kPlanarOperands];
   char *y, *state;
   uint32_t shared;
-  int width, height, strip_lines;
+  int width, height, strip_lines, buffers, buffer_bytes;
   bool reversed, accumulate;
 
   __device__ __forceinline__ const char* end_of(int operand) const {
-    return operand < kLam    ? p.a_end
-           : operand == kLam ? p.lam_end
-           : operand == kU   ? p.u_end
-           : operand == kX   ? p.x_end
-                             : p.y_end;
+    return operand < kLam ? p.a_end : operand == kLam ? p.lam_end : operand == kU ? p.u_end : p.x_end;
   }
 
   // Of one operand and row in a horizontal strip.
@@ -142,18 +137,18 @@ struct PlanarStrips {
     const int64_t reach = static_cast<int64_t>(height) * width * kBytes + 16;
     bool result = true;
 #pragma unroll
-    for (int k = 0; k <= kPlanarOperands; ++k) result &= operands[k] == nullptr || operands[k] + reach <= end_of(k);
+    for (int k = 0; k < kPlanarOperands; ++k) result &= operands[k] == nullptr || operands[k] + reach <= end_of(k);
     return result;
   }
 
   // `plain`: copies may take bytes beyond the plane and the rows of all operands have the same skew.
   __device__ __forceinline__ void load(int strip, int buffer, bool plain) const {
-    const uint32_t to = shared + buffer * p.buffer_bytes;
+    const uint32_t to = shared + buffer * buffer_bytes;
     const int first = strip * strip_lines;
     if constexpr (kVertical) {
       const int bytes = min(strip_lines, height - first) * width * kBytes;
 #pragma unroll
-      for (int k = 0; k <= kPlanarOperands; ++k) {
+      for (int k = 0; k < kPlanarOperands; ++k) {
         if (operands[k] == nullptr) continue;
         const char* from = operands[k] + static_cast<int64_t>(first) * width * kBytes;
         const int skip = low_bits(from, 15);
@@ -200,8 +195,8 @@ struct PlanarStrips {
   __device__ __forceinline__ void fill() const {
     const uint32_t one = *reinterpret_cast<const uint32_t*>(ones<T>());
     const int words = (kVertical ? p.column_bytes : row_piece()) / 4, rows = kVertical ? 1 : height;
-    for (int b = 0; b < p.buffers; ++b) {
-      const uint32_t to = shared + b * p.buffer_bytes;
+    for (int b = 0; b < buffers; ++b) {
+      const uint32_t to = shared + b * buffer_bytes;
 #pragma unroll 1
       for (int k = kLam; k <= kU; ++k) {
         if ((k == kLam ? operands[kLam] : operands[kU]) != nullptr) continue;
@@ -217,57 +212,28 @@ struct PlanarStrips {
     }
   }
 
-  // Calls f(count so far, row, column, place in the strip) for what this thread writes of a horizontal strip: words, or
-  // single values where rows may begin in the middle of one.
+  // Calls f(row, column, line of the strip) for what this thread writes of a horizontal strip: words, or single values
+  // where rows may begin in the middle of one.
   template <typename F>
-  __device__ __forceinline__ void for_outputs(int strip, int operand, F&& f) const {
+  __device__ __forceinline__ void for_outputs(int strip, F&& f) const {
     const int first = strip * strip_lines, count = min(strip_lines, width - first);
     const int shift = p.word_shift + kOdd, e = (threadIdx.x & ((1 << shift) - 1)) * (kOdd ? 1 : kPerWord);
     if (e >= count) return;
 #pragma unroll 1
-    for (int j = threadIdx.x >> shift, i = 0; j < height; j += blockDim.x >> shift, ++i) {
-      f(i, j, first + e, value_at(operand, j, e));
-    }
-  }
-
-  __device__ __forceinline__ uint32_t read_y(int j, int column) const {
-    const char* const at = y + j * p.y.h + column * kBytes;
-    return kOdd ? *reinterpret_cast<const uint16_t*>(at) : *reinterpret_cast<const uint32_t*>(at);
-  }
-  // What y holds where the first outputs of a strip will be added.
-  __device__ __forceinline__ void read_old(int strip, uint32_t (&old)[kOldWords]) const {
-    for_outputs(strip, kX, [&](int i, int j, int column, int) {
-#pragma unroll
-      for (int n = 0; n < kOldWords; ++n) {
-        if (i == n) old[n] = read_y(j, column);
-      }
-    });
+    for (int j = threadIdx.x >> shift; j < height; j += blockDim.x >> shift) f(j, first + e, e);
   }
 
   // A finished horizontal strip's y, or its states where `operand` is the middle logit.
-  __device__ __forceinline__ void write_out(int strip, int buffer, int operand, const uint32_t (&old)[kOldWords]) const {
-    const bool add = operand == kX && accumulate;
+  __device__ __forceinline__ void write_out(int strip, int buffer, int operand) const {
     char* const out = operand == kX ? y : state;
     const int64_t row_stride = operand == kX ? p.y.h : p.state.h;
-    for_outputs(strip, operand, [&](int i, int j, int column, int place) {
-      const uint32_t at = shared + buffer * p.buffer_bytes + place;
+    for_outputs(strip, [&](int j, int column, int e) {
+      const uint32_t at = shared + buffer * buffer_bytes + value_at(operand, j, e);
       char* const to = out + j * row_stride + column * kBytes;
-      uint32_t v = kOdd ? load_shared_half(at) : load_shared(at);
-      if (add) {
-        uint32_t before = i < kOldWords ? old[0] : read_y(j, column);
-#pragma unroll
-        for (int n = 1; n < kOldWords; ++n) before = i == n ? old[n] : before;
-        float a[2], b[2];
-        unpack_word(v, a, T());
-        unpack_word(before, b, T());
-#pragma unroll
-        for (int c = 0; c < kPerWord; ++c) a[c] += b[c];
-        v = pack_word(a, T());
-      }
       if constexpr (kOdd) {
-        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(v);
+        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(load_shared_half(at));
       } else {
-        *reinterpret_cast<uint32_t*>(to) = v;
+        *reinterpret_cast<uint32_t*>(to) = load_shared(at);
       }
     });
   }
