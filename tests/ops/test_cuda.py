@@ -44,7 +44,9 @@ def test_side_stream(case):
     device = torch.device("cuda")
     right = draw(case, torch.bfloat16, device)
     want = answers(right, case)
-    inputs = [t.mul(torch.nan) for t in draw(case, torch.bfloat16, device)]
+    inputs = draw(case, torch.bfloat16, device)
+    for t in inputs:
+        t.fill_(torch.nan)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
