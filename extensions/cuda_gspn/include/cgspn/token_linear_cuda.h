@@ -15,6 +15,8 @@ struct LayerNormLinear {
   const void *x = nullptr, *norm_weight = nullptr, *norm_bias = nullptr, *weight = nullptr, *bias = nullptr;
   void* y = nullptr;
   float eps = 0;
+  int most_blocks = 0;      // leaves multiprocessors to others; 0: no limit
+  void* clears = nullptr;   // the workspace of a later call, which is `cleared` then
 };
 
 // y = x + scale * linear(h): weight (channels, inputs), x and y (tokens, channels); h (tokens, parts, inputs), whose parts are
@@ -24,7 +26,8 @@ struct LinearResidual {
   int64_t tokens = 0, parts = 1, inputs = 0, channels = 0;
   const void *h = nullptr, *weight = nullptr, *bias = nullptr, *scale = nullptr, *x = nullptr;
   void* y = nullptr;
-  bool early = false;  // may start before the kernel before it in the stream, which makes h alone, has ended; workspace holds 0
+  bool cleared = false;  // the workspace holds 0
+  bool early = false;    // may start before the kernel before it in the stream, which makes h and nothing else, has ended
 };
 
 // cudaErrorNotSupported for other dtypes and where the widths do not fit the current device: channels must be a multiple of 64, outputs and

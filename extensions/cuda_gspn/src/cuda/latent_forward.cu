@@ -338,6 +338,10 @@ LatentParams params_of(const LatentForward& call, const LatentLayout& l, char* p
 
 }  // namespace
 
+int64_t latent_blocks(const LineScanShape& s, const LatentLayout& l) {
+  return s.batch * (s.channels / (l.group * l.channel_warps)) * s.num_directions * l.split;
+}
+
 size_t latent_shared_bytes(const LineScanShape& s, const LatentLayout& l) {
   if (l.group == 8) return latent_one_tile_shared_bytes(s, l);
   const int rows = latent_positions(s, l.split), y_row = padded_row(kGroup * l.channel_warps);
@@ -355,7 +359,7 @@ cudaError_t latent_forward_with(const LatentForward& call, const LatentLayout& l
   char* const parts = static_cast<char*>(sums_parts(call) ? workspace : call.y.data);
   const int64_t part_bytes = sums_parts(call) ? tensor_bytes(s) : call.y.d * 2;
   const LatentParams p = params_of(call, l, parts, part_bytes);
-  const unsigned blocks = static_cast<unsigned>(s.batch * p.groups * s.num_directions * l.split);
+  const unsigned blocks = static_cast<unsigned>(latent_blocks(s, l));
   const bool half = s.dtype == DType::kFloat16;
   const cudaError_t error = l.group == 8 ? latent_one_tile(call, l, p, blocks, stream)
                             : half       ? launch<__half>(call, l, p, blocks, stream)

@@ -19,6 +19,7 @@ struct LatentLayout {
 // The layout that the cost model expects to be fastest; channel_warps is 0 if none fits into shared memory.
 LatentLayout latent_layout(const LineScanShape& shape);
 cudaError_t latent_forward_with(const LatentForward& call, const LatentLayout& layout, void* workspace, cudaStream_t stream);
+int64_t latent_blocks(const LineScanShape& shape, const LatentLayout& layout);
 size_t latent_shared_bytes(const LineScanShape& shape, const LatentLayout& layout);
 
 }  // namespace cgspn::cuda

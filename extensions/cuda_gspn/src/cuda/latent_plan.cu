@@ -28,10 +28,6 @@ constexpr double kCall = 10, kLine = 0.251, kBorder = 0.1, kTile = 0.0728, kCopy
 constexpr double kShortCall = 8, kShortLine = 0.25, kShortWarp = 0.01, kShortSplit = 0.01, kShortChannels = 0.02;
 constexpr int kWarps = 8, kShortWarps = 12;
 
-int64_t num_blocks(const LatentLayout& l, const LineScanShape& s) {
-  return s.batch * (s.channels / (l.group * l.channel_warps)) * s.num_directions * l.split;
-}
-
 double line_cost(const LatentLayout& l, const LineScanShape& s, int length) {
   const int tiles = ((length + 7) / 8 + l.split - 1) / l.split, positions = std::min(length, tiles * 8);
   if (l.group == 8) {
@@ -47,7 +43,7 @@ double line_cost(const LatentLayout& l, const LineScanShape& s, int length) {
 double cost(const LatentLayout& l, const LineScanShape& s, int multiprocessors) {
   // Clusters lie within a part of the device, where large ones leave multiprocessors over.
   const int64_t resident = int64_t{multiprocessors} / l.split * l.split - (l.split >= 4 ? l.split * l.split / 2 : 0);
-  const double waves = static_cast<double>((num_blocks(l, s) + resident - 1) / resident);
+  const double waves = static_cast<double>((latent_blocks(s, l) + resident - 1) / resident);
   double scan = 0;
   for (int d = 0; d < s.num_directions; ++d) {
     const double lines = static_cast<double>(num_lines(s, s.directions[d]));

@@ -17,11 +17,13 @@ constexpr int kMaxGroups = 4, kMaxDevices = 16;
 // Streams and events of a thread on a device; a thread's calls are ordered, so that they can be used again.
 struct Lanes {
   bool ready = false;
+  int multiprocessors = 0;
   cudaStream_t streams[kMaxGroups] = {};
   cudaEvent_t narrowed[kMaxGroups] = {}, propagated[kMaxGroups] = {};
 
-  cudaError_t prepare() {
+  cudaError_t prepare(int device) {
     if (ready) return cudaSuccess;
+    if (cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return e;
     int least = 0, greatest = 0;
     if (cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &greatest)) return e;
     for (int i = 0; i < kMaxGroups; ++i) {
@@ -35,7 +37,7 @@ struct Lanes {
 };
 
 int num_groups(const LatentResidual& call) {
-  return call.propagation.shape.batch >= 8 && call.down.tokens >= 400000 ? 2 : 1;
+  return call.propagation.shape.batch >= 8 && call.down.tokens >= 150000 ? 2 : 1;
 }
 
 const char* offset(const void* p, int64_t bytes) { return static_cast<const char*>(p) + bytes; }
@@ -66,34 +68,42 @@ cudaError_t latent_residual(const LatentResidual& call, void* workspace, cudaStr
   const int groups = device < kMaxDevices ? std::clamp(num_groups(call), 1, kMaxGroups) : 1;
   // That of all images: with more blocks an image a group would fill the device.
   const LatentLayout layout = latent_layout(call.propagation.shape);
-  char* counter = static_cast<char*>(workspace);
-  const auto next_counter = [&] { return counter += kTokenLinearWorkspace, counter - kTokenLinearWorkspace; };
+  const auto counter = [&](int i) { return offset(workspace, i * int64_t{kTokenLinearWorkspace}); };
   if (groups == 1) {
-    // Each kernel may load its weights while the one before it ends; nothing but kernels may come between them.
-    LatentResidual early = call;
-    early.propagation.early = early.up.early = true;
-    char* const zero = next_counter();
-    if (cudaError_t e = cudaMemsetAsync(zero, 0, kTokenLinearWorkspace, stream)) return e;
-    if (cudaError_t e = layer_norm_linear(early.down, next_counter(), stream)) return e;
-    if (cudaError_t e = latent_forward_with(early.propagation, layout, nullptr, stream)) return e;
-    return linear_residual(early.up, zero, stream);
+    // Each kernel may load its weights while the one before it ends.
+    LatentResidual one = call;
+    one.down.clears = counter(1);
+    one.up.cleared = true;
+    one.propagation.early = one.up.early = true;
+    if (cudaError_t e = layer_norm_linear(one.down, counter(0), stream)) return e;
+    if (cudaError_t e = latent_forward_with(one.propagation, layout, nullptr, stream)) return e;
+    return linear_residual(one.up, counter(1), stream);
   }
   thread_local Lanes lanes_of[kMaxDevices];
   Lanes& lanes = lanes_of[device];
-  if (cudaError_t e = lanes.prepare()) return e;
+  if (cudaError_t e = lanes.prepare(device)) return e;
   LatentResidual parts[kMaxGroups];
+  int64_t taken = 0;
   for (int i = 0; i < groups; ++i) {
     const int64_t first = batch * i / groups;
-    parts[i] = images_of(call, first, batch * (i + 1) / groups - first);
-    if (cudaError_t e = layer_norm_linear(parts[i].down, next_counter(), stream)) return e;
+    LatentResidual& part = parts[i];
+    part = images_of(call, first, batch * (i + 1) / groups - first);
+    // Narrowing is ready as soon as the propagation of the group before: it must leave that its multiprocessors.
+    if (i > 0) {
+      part.down.most_blocks = std::max(lanes.multiprocessors - static_cast<int>(taken), lanes.multiprocessors / 4);
+    }
+    part.down.clears = counter(2 * i + 1);
+    part.up.cleared = true;
+    if (cudaError_t e = layer_norm_linear(part.down, counter(2 * i), stream)) return e;
     if (cudaError_t e = cudaEventRecord(lanes.narrowed[i], stream)) return e;
     if (cudaError_t e = cudaStreamWaitEvent(lanes.streams[i], lanes.narrowed[i])) return e;
-    if (cudaError_t e = latent_forward_with(parts[i].propagation, layout, nullptr, lanes.streams[i])) return e;
+    if (cudaError_t e = latent_forward_with(part.propagation, layout, nullptr, lanes.streams[i])) return e;
     if (cudaError_t e = cudaEventRecord(lanes.propagated[i], lanes.streams[i])) return e;
+    taken += latent_blocks(part.propagation.shape, layout);
   }
   for (int i = 0; i < groups; ++i) {
     if (cudaError_t e = cudaStreamWaitEvent(stream, lanes.propagated[i])) return e;
-    if (cudaError_t e = linear_residual(parts[i].up, next_counter(), stream)) return e;
+    if (cudaError_t e = linear_residual(parts[i].up, counter(2 * i + 1), stream)) return e;
   }
   return cudaSuccess;
 }

@@ -24,7 +24,7 @@ struct Params {
   int64_t tokens;
   int channels;
   float eps;
-  unsigned* counter;
+  unsigned *counter, *clears;
 };
 
 template <int kOutputs>
@@ -112,6 +112,7 @@ template <typename T, int kOutputs>
 __global__ void __launch_bounds__(kWarps * 32, 1) layer_norm_linear_kernel(const Params p) {
   constexpr int kN8 = kOutputs / 8;
   allow_next_kernel();
+  if (p.clears && blockIdx.x == 0 && threadIdx.x == 0) *p.clears = 0;
   extern __shared__ __align__(128) char shared[];
   char* folded = shared;
   float* column_sum = reinterpret_cast<float*>(shared + weight_bytes<kOutputs>(p.channels));
@@ -220,8 +221,10 @@ cudaError_t launch(const LayerNormLinear& call, void* workspace, cudaStream_t st
   const auto kernel = layer_norm_linear_kernel<T, kOutputs>;
   const auto bytes = [](const void* p) { return static_cast<const char*>(p); };
   Params p{bytes(call.x), bytes(call.norm_weight), bytes(call.norm_bias), bytes(call.weight), bytes(call.bias),
-           static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), call.eps, nullptr};
-  return launch_tasks(kernel, p, shared_bytes<kOutputs>(p.channels), num_tasks(call), workspace, stream);
+           static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), call.eps, nullptr,
+           static_cast<unsigned*>(call.clears)};
+  return launch_tasks(kernel, p, shared_bytes<kOutputs>(p.channels), num_tasks(call), workspace, stream,
+                      {.most_blocks = call.most_blocks});
 }
 
 }  // namespace

@@ -203,7 +203,8 @@ cudaError_t launch(const LinearResidual& call, void* workspace, cudaStream_t str
   Params p{bytes(call.h), bytes(call.weight), bytes(call.bias), bytes(call.scale), bytes(call.x),
            static_cast<char*>(call.y), call.tokens, static_cast<int>(call.channels), row_shares(call.channels),
            static_cast<int>(call.parts), nullptr};
-  return launch_tasks(kernel, p, shared_bytes<kInputs, kScaled>(p.channels), num_tasks(call), workspace, stream, call.early);
+  return launch_tasks(kernel, p, shared_bytes<kInputs, kScaled>(p.channels), num_tasks(call), workspace, stream,
+                      {.cleared = call.cleared, .early = call.early});
 }
 
 }  // namespace

@@ -82,20 +82,27 @@ cudaError_t resident_blocks(Kernel kernel, int threads, size_t shared, int& bloc
   return blocks ? cudaSuccess : cudaErrorNotSupported;
 }
 
-// Launches as many blocks as are resident; a counter in `workspace` balances them where warps have several tasks each. `early`:
-// the counter is 0 already, and the kernel itself waits for the one before it.
+// How a kernel is launched beside others: at most so many blocks (0: as many as are resident), with a counter in the workspace
+// that is 0 already, and before the kernel that it waits for itself has ended.
+struct TaskLaunch {
+  int most_blocks = 0;
+  bool cleared = false, early = false;
+};
+
+// Launches as many blocks as are resident; a counter in `workspace` balances them where warps have several tasks each.
 template <typename Params>
 cudaError_t launch_tasks(void (*kernel)(const Params), Params& params, size_t shared, int64_t tasks, void* workspace,
-                         cudaStream_t stream, bool early = false) {
+                         cudaStream_t stream, const TaskLaunch& launch) {
   int blocks = 0;
   if (cudaError_t e = resident_blocks(kernel, kWarps * 32, shared, blocks)) return e;
+  if (launch.most_blocks > 0) blocks = std::min(blocks, launch.most_blocks);
   blocks = static_cast<int>(std::min<int64_t>(blocks, tasks));
   if (tasks > int64_t(2) * blocks * kWarps) {
     params.counter = static_cast<unsigned*>(workspace);
-    const cudaError_t e = early ? cudaSuccess : cudaMemsetAsync(workspace, 0, sizeof(unsigned), stream);
+    const cudaError_t e = launch.cleared ? cudaSuccess : cudaMemsetAsync(workspace, 0, sizeof(unsigned), stream);
     if (e != cudaSuccess) return e;
   }
-  return launch_clusters(kernel, params, blocks, kWarps * 32, shared, 1, stream, early);
+  return launch_clusters(kernel, params, blocks, kWarps * 32, shared, 1, stream, launch.early);
 }
 
 }  // namespace cgspn::cuda
