@@ -76,7 +76,7 @@ def _cuda() -> Iterator[Case]:
     grids = [Case((32, 64, n, n), rivals=True) for n in (27, 37, 74, 147)]
     large = [(16, 8, 1024, 1024), (256, 1, 1024, 1024), (8, 64, 256, 256), (1, 128, 512, 512)]
     yield from grids[::-1]
-    # The rows of a linear layer with one channel hold single values; planes are what has one channel in practice.
+    # In the rows of a linear layer one channel is single values far apart; planes are what has one channel.
     yield from (Case(shape, layout="nchw" if shape[1] == 1 else "view") for shape in large)
     scarce = [(8, 64, 74, 74), (1, 64, 74, 74), (1, 64, 147, 147), (1, 32, 64, 64), (1, 1152, 64, 64)]
     yield from (Case(shape) for shape in scarce)
