@@ -95,9 +95,9 @@ def _backward(
         dy = empty_like(x).copy_(dy)
     batch, channels, height, width = x.shape
     logits, padding = 3 * len(directions), 0
-    generate = weight, bias
+    padded_weight, padded_bias = weight, bias
     if x.is_cuda and weight.shape[0] == logits + 2 * len(directions) * channels:
-        *generate, padding = pad_logits(weight, bias, len(directions))
+        padded_weight, padded_bias, padding = pad_logits(weight, bias, len(directions))
     # Of the weight, and of the bias as if it multiplied ones; more columns of them so that rows stay aligned.
     gradient = torch.zeros((weight.shape[0] + padding, channels + ONES), dtype=wide, device=x.device)
     image_bytes = height * width * weight.shape[0] * x.element_size()
@@ -106,7 +106,7 @@ def _backward(
     for first in range(0, batch if x.numel() else 0, images):
         part = slice(first, first + images)
         pixels = x[part].permute(0, 2, 3, 1)
-        p = torch.nn.functional.linear(pixels, *generate)
+        p = torch.nn.functional.linear(pixels, padded_weight, padded_bias)
         dscan, dp = torch.ops.cgspn.latent_scan_backward(dy[part], x[part], p, directions, chunk)
         del p
         rows = dp.flatten(0, 2)
@@ -115,9 +115,9 @@ def _backward(
             target = dx[part].permute(0, 2, 3, 1)
             through_scan = dscan.permute(0, 2, 3, 1).flatten(0, 2)
             if target.is_contiguous():
-                torch.addmm(through_scan, rows, generate[0], out=target.view(through_scan.shape))
+                torch.addmm(through_scan, rows, padded_weight, out=target.view(through_scan.shape))
             else:
-                target.copy_(torch.addmm(through_scan, rows, generate[0]).view_as(target))
+                target.copy_(torch.addmm(through_scan, rows, padded_weight).view_as(target))
         if output_mask[1] or output_mask[2]:
             factors = torch.nn.functional.pad(pixels.flatten(0, 2), (0, ONES), value=1.0)
             gradient += _product(rows.T, factors, wide)

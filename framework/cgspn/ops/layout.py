@@ -81,5 +81,8 @@ def pad_logits(weight: Tensor, bias: Tensor, num_directions: int) -> tuple[Tenso
     """
     logits = 3 * num_directions
     padding = -logits % 8
-    padded = (torch.cat((t[:logits], t.new_zeros(padding, *t.shape[1:]), t[logits:])) for t in (weight, bias))
-    return *padded, padding
+
+    def padded(t: Tensor) -> Tensor:
+        return torch.cat((t[:logits], t.new_zeros(padding, *t.shape[1:]), t[logits:]))
+
+    return padded(weight), padded(bias), padding
